@@ -1,0 +1,39 @@
+"""Pseudonymous keys: who and what, without saying so.
+
+Every key is an HMAC-SHA256 under the site key. A plain hash of a record number could be
+found by trying all numbers; without the site key an HMAC cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+#: Share of patients whose films are never trained on, so that they can judge.
+HELD_OUT_SHARE = 0.2
+
+
+def _keyed(site_key: bytes, *parts: str) -> str:
+    return hmac.new(site_key, "\0".join(parts).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def uid_key(site_key: bytes, uid: str) -> str:
+    """Key of a SOP, study or series instance UID: 64 hex digits; ``""`` for no UID."""
+    return _keyed(site_key, "uid", uid) if uid else ""
+
+
+def patient_key(site_key: bytes, issuer: str, patient_id: str, *, otherwise: str) -> str:
+    """Key of a patient: 64 hex digits.
+
+    Without a patient ID the film cannot be tied to another one: its study (``otherwise``)
+    stands for the patient.
+    """
+    if not patient_id:
+        return _keyed(site_key, "study", otherwise)
+    return _keyed(site_key, "patient", issuer, patient_id)
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a patient's films are kept from training; fixed for a key, for ever."""
+    digest = hashlib.sha256(b"held-out\0" + key.encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64

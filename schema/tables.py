@@ -1,0 +1,524 @@
+"""The tables: what came, what it is, what must be done, what came out.
+
+``arrival`` is a file that came; ``instance`` is a film, named by its SOP Instance UID;
+``job`` is the work on a film. A film has one open job at most, and one job for each
+bundle and revision. Identity (UIDs, record numbers, paths) stands apart in ``identity``
+and ``instance_identity`` so that it can be granted, exported or dropped alone.
+
+Invariants live here, as constraints, so that no code path can break them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from schema.types import Id, UtcDateTime, database_now
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = MetaData(naming_convention=NAMING)
+
+
+class ArrivalState(StrEnum):
+    """What became of a file that came."""
+
+    INSTANCE = "instance"
+    UNVERIFIED = "unverified"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    ALIAS = "alias"
+    REJECTED = "rejected"
+    NOT_DICOM = "not_dicom"
+
+
+class JobState(StrEnum):
+    """Where a film stands. ``done`` and ``ineligible`` are final.
+
+    ::
+
+        register → ready → leased → done
+                     ▲       ├──→ ineligible
+                     │       ├──→ delayed → ready
+                     │       ├──→ failed → (retry) ready
+                     │       ├──→ cancelled
+                     └───────┘ lease expired
+    """
+
+    READY = "ready"
+    LEASED = "leased"
+    DONE = "done"
+    INELIGIBLE = "ineligible"
+    DELAYED = "delayed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobKind(StrEnum):
+    """``process`` makes results; ``verify`` finds out what an unverified arrival is."""
+
+    PROCESS = "process"
+    VERIFY = "verify"
+
+
+class Lane(StrEnum):
+    """Who waits: ``icu`` films are claimed before ``archive`` films."""
+
+    ICU = "icu"
+    ARCHIVE = "archive"
+
+
+#: Lane → ``job.priority``; smaller is claimed first.
+PRIORITY: dict[str, int] = {Lane.ICU: 0, Lane.ARCHIVE: 10}
+
+
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+def _id() -> Column[int]:
+    return Column("id", Id, primary_key=True, autoincrement=True)
+
+
+def _time(name: str, *, now: bool = False, nullable: bool = False) -> Column[Any]:
+    return Column(name, UtcDateTime, nullable=nullable, default=database_now() if now else None)
+
+
+submission = Table(
+    "submission",
+    metadata,
+    _id(),
+    _time("created_at", now=True),
+    _time("scanned_at", nullable=True),
+    Column("lane", String(16), nullable=False),
+    Column("scan_complete", Boolean, nullable=False, default=False),
+    Column("files_seen", Id, nullable=False, default=0),
+    Column("not_dicom", Id, nullable=False, default=0),
+    CheckConstraint(_one_of("lane", Lane), name="lane"),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    _id(),
+    # HMAC-SHA256(site key, SOP Instance UID), hex
+    Column("key", String(64), nullable=False, unique=True),
+    Column("patient_key", String(64), nullable=False),
+    Column("study_key", String(64), nullable=False),
+    Column("series_key", String(64), nullable=False),
+    Column("held_out", Boolean, nullable=False),
+    _time("created_at", now=True),
+    Column("generation", Integer, nullable=False, default=1),
+    Column("content_hash", String(64)),
+    Column("file_hash", String(64)),
+    Column("alias_of", Id, ForeignKey("instance.id")),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False, default=""),
+    Column("modality", String(16), nullable=False, default=""),
+    Column("body_part", String(64), nullable=False, default=""),
+    Column("view_position", String(16), nullable=False, default=""),
+    Column("station", String(64), nullable=False, default=""),
+    Column("manufacturer", String(64), nullable=False, default=""),
+    Column("photometric_interpretation", String(32), nullable=False, default=""),
+    Column("sex", String(1), nullable=False, default=""),
+    Column("age_days", Integer),
+    Column("film_rows", Integer),
+    Column("film_columns", Integer),
+    Column("row_spacing", Float),
+    Column("column_spacing", Float),
+    Column("spacing_source", String(16)),
+    CheckConstraint("alias_of IS NULL OR alias_of <> id", name="alias_not_itself"),
+    CheckConstraint("age_days IS NULL OR age_days BETWEEN 0 AND 47450", name="age"),
+    Index("ix_instance_patient_key", "patient_key"),
+    Index("ix_instance_created_at", "created_at"),
+    # One film for one content: what has another name and the same content is its alias.
+    Index(
+        "uq_instance_content_hash",
+        "content_hash",
+        unique=True,
+        sqlite_where=text("alias_of IS NULL AND content_hash IS NOT NULL"),
+        postgresql_where=text("alias_of IS NULL AND content_hash IS NOT NULL"),
+    ),
+)
+
+arrival = Table(
+    "arrival",
+    metadata,
+    _id(),
+    Column("submission_id", Id, ForeignKey("submission.id"), nullable=False),
+    Column("instance_id", Id, ForeignKey("instance.id")),
+    _time("arrived_at", now=True),
+    Column("state", String(16), nullable=False),
+    # The file this instance is read from: exactly one per instance.
+    Column("current", Boolean, nullable=False, default=False),
+    Column("code", String(32)),
+    Column("detail", Text, nullable=False, default=""),
+    Column("file_hash", String(64)),
+    Column("content_hash", String(64)),
+    CheckConstraint(_one_of("state", ArrivalState), name="state"),
+    CheckConstraint("state NOT IN ('rejected', 'not_dicom') OR code IS NOT NULL", name="code"),
+    CheckConstraint("state IN ('rejected', 'not_dicom') OR instance_id IS NOT NULL", name="instance"),
+    CheckConstraint("NOT current OR state IN ('instance', 'alias')", name="current"),
+    Index("ix_arrival_submission_id", "submission_id"),
+    Index("ix_arrival_instance_id", "instance_id"),
+    Index(
+        "uq_arrival_current",
+        "instance_id",
+        unique=True,
+        sqlite_where=text("current"),
+        postgresql_where=text("current"),
+    ),
+    Index(
+        "ix_arrival_conflict",
+        "id",
+        sqlite_where=text("state = 'conflict'"),
+        postgresql_where=text("state = 'conflict'"),
+    ),
+)
+
+#: Where a file is and what it called itself. Personal data: apart from everything else.
+identity = Table(
+    "identity",
+    metadata,
+    Column("arrival_id", Id, ForeignKey("arrival.id", ondelete="CASCADE"), primary_key=True),
+    Column("root", String(64), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("member", Text, nullable=False, default=""),
+    Column("size", Id, nullable=False),
+    Column("modified_ns", Id, nullable=False),
+    UniqueConstraint("path", "member", "root", "size", "modified_ns"),
+)
+
+#: Original identifiers of a film. Personal data.
+instance_identity = Table(
+    "instance_identity",
+    metadata,
+    Column("instance_id", Id, ForeignKey("instance.id", ondelete="CASCADE"), primary_key=True),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("study_instance_uid", String(64), nullable=False, default=""),
+    Column("series_instance_uid", String(64), nullable=False, default=""),
+    Column("patient_id", String(64), nullable=False, default=""),
+    Column("issuer_of_patient_id", String(64), nullable=False, default=""),
+    Column("accession_number", String(64), nullable=False, default=""),
+    Column("study_date", String(10), nullable=False, default=""),
+    Index("ix_instance_identity_sop_instance_uid", "sop_instance_uid"),
+    Index("ix_instance_identity_accession_number", "accession_number"),
+)
+
+#: Which files a submission saw: also those an earlier one had registered.
+submission_arrival = Table(
+    "submission_arrival",
+    metadata,
+    Column("submission_id", Id, ForeignKey("submission.id"), primary_key=True),
+    Column("arrival_id", Id, ForeignKey("arrival.id", ondelete="CASCADE"), primary_key=True),
+    Column("seen_before", Boolean, nullable=False, default=False),
+    sqlite_with_rowid=False,
+)
+
+bundle = Table(
+    "bundle",
+    metadata,
+    _id(),
+    Column("name", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    _time("added_at", now=True),
+    Column("manifest", JSON, nullable=False),
+    UniqueConstraint("name", "version"),
+)
+
+bundle_alias = Table(
+    "bundle_alias",
+    metadata,
+    Column("alias", String(16), primary_key=True),
+    Column("bundle_id", Id, ForeignKey("bundle.id"), nullable=False),
+    _time("since", now=True),
+    CheckConstraint("alias IN ('champion', 'candidate', 'previous')", name="alias"),
+)
+
+engine = Table(
+    "engine",
+    metadata,
+    _id(),
+    Column("bundle_id", Id, ForeignKey("bundle.id"), nullable=False),
+    Column("backend", String(32), nullable=False),
+    Column("backend_version", String(64), nullable=False),
+    Column("device", String(128), nullable=False),
+    Column("precision", String(16), nullable=False),
+    _time("verified_at", now=True),
+    Column("parity", JSON, nullable=False),
+    UniqueConstraint("bundle_id", "backend", "backend_version", "device", "precision"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    _id(),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("host", String(128), nullable=False),
+    Column("process_id", Integer, nullable=False),
+    Column("boot_id", String(36), nullable=False),
+    Column("device", String(128), nullable=False, default=""),
+    Column("version", String(32), nullable=False),
+    Column("bundle_id", Id, ForeignKey("bundle.id")),
+    _time("started_at", now=True),
+    _time("seen_at", now=True),
+    _time("stopped_at", nullable=True),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    # A UUID: the fencing token. Who no longer holds it writes nothing.
+    Column("id", String(36), primary_key=True),
+    Column("worker_id", Id, ForeignKey("worker.id"), nullable=False),
+    Column("boot_id", String(36), nullable=False),
+    _time("taken_at", now=True),
+    _time("expires_at"),
+    Index("ix_lease_expires_at", "expires_at"),
+    Index("ix_lease_worker_id", "worker_id"),
+)
+
+job = Table(
+    "job",
+    metadata,
+    _id(),
+    Column("instance_id", Id, ForeignKey("instance.id"), nullable=False),
+    Column("arrival_id", Id, ForeignKey("arrival.id", ondelete="SET NULL")),
+    Column("kind", String(16), nullable=False, default=JobKind.PROCESS.value),
+    Column("state", String(16), nullable=False, default=JobState.READY.value),
+    Column("priority", SmallInteger, nullable=False),
+    Column("generation", Integer, nullable=False, default=1),
+    Column("bundle_id", Id, ForeignKey("bundle.id")),
+    Column("revision", Integer),
+    Column("published", Boolean, nullable=False, default=True),
+    Column("lease_id", String(36), ForeignKey("lease.id")),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("crashes", Integer, nullable=False, default=0),
+    Column("code", String(32)),
+    Column("stage", String(16)),
+    Column("detail", Text, nullable=False, default=""),
+    _time("created_at", now=True),
+    _time("available_at", nullable=True),
+    _time("started_at", nullable=True),
+    _time("finished_at", nullable=True),
+    # The lease under which the result was written: answers "was it me?" after a lost COMMIT.
+    Column("finished_lease", String(36)),
+    Column("wait_seconds", Float),
+    Column("run_seconds", Float),
+    CheckConstraint(_one_of("state", JobState), name="state"),
+    CheckConstraint(_one_of("kind", JobKind), name="kind"),
+    CheckConstraint("(state = 'leased') = (lease_id IS NOT NULL)", name="leased"),
+    CheckConstraint("state NOT IN ('failed', 'ineligible', 'delayed') OR code IS NOT NULL", name="code"),
+    CheckConstraint("state <> 'delayed' OR available_at IS NOT NULL", name="delayed"),
+    CheckConstraint(
+        "state <> 'done' OR (finished_at IS NOT NULL AND (kind = 'verify' OR bundle_id IS NOT NULL))", name="done"
+    ),
+    CheckConstraint("state NOT IN ('ready', 'delayed') OR bundle_id IS NULL", name="unbound"),
+    CheckConstraint("kind <> 'verify' OR arrival_id IS NOT NULL OR state <> 'ready'", name="verify"),
+    Index(
+        "uq_job_open",
+        "instance_id",
+        unique=True,
+        sqlite_where=text("kind = 'process' AND state IN ('ready', 'delayed', 'leased')"),
+        postgresql_where=text("kind = 'process' AND state IN ('ready', 'delayed', 'leased')"),
+    ),
+    Index(
+        "uq_job_bundle",
+        "instance_id",
+        "bundle_id",
+        "revision",
+        "generation",
+        unique=True,
+        sqlite_where=text("kind = 'process' AND bundle_id IS NOT NULL"),
+        postgresql_where=text("kind = 'process' AND bundle_id IS NOT NULL"),
+    ),
+    Index(
+        "uq_job_verify",
+        "arrival_id",
+        unique=True,
+        sqlite_where=text("kind = 'verify'"),
+        postgresql_where=text("kind = 'verify'"),
+    ),
+    Index(
+        "ix_job_ready",
+        "priority",
+        "id",
+        sqlite_where=text("state = 'ready'"),
+        postgresql_where=text("state = 'ready'"),
+    ),
+    Index(
+        "ix_job_delayed",
+        "available_at",
+        sqlite_where=text("state = 'delayed'"),
+        postgresql_where=text("state = 'delayed'"),
+    ),
+    Index(
+        "ix_job_lease_id",
+        "lease_id",
+        sqlite_where=text("lease_id IS NOT NULL"),
+        postgresql_where=text("lease_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_job_suspect",
+        "priority",
+        "id",
+        sqlite_where=text("state = 'ready' AND crashes > 0"),
+        postgresql_where=text("state = 'ready' AND crashes > 0"),
+    ),
+    Index(
+        "ix_job_failed",
+        "finished_at",
+        sqlite_where=text("state = 'failed'"),
+        postgresql_where=text("state = 'failed'"),
+    ),
+    Index("ix_job_finished_at", "finished_at"),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    _id(),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("worker_id", Id, ForeignKey("worker.id")),
+    _time("ended_at", now=True),
+    Column("outcome", String(16), nullable=False),
+    Column("code", String(32)),
+    Column("stage", String(16)),
+    Column("detail", Text, nullable=False, default=""),
+    Index("ix_attempt_job_id", "job_id"),
+)
+
+segmentation = Table(
+    "segmentation",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("encoding", String(16), nullable=False),
+    Column("mask", LargeBinary, nullable=False),
+    Column("raw_mask", LargeBinary),
+    Column("resampler_version", Integer, nullable=False),
+    Column("film_rows", Integer, nullable=False),
+    Column("film_columns", Integer, nullable=False),
+    Column("flip_columns", Boolean, nullable=False),
+    Column("flip_rows", Boolean, nullable=False),
+    Column("carina_threshold", Float),
+    Column("repaired_pixels", Integer, nullable=False),
+    Column("voi_policy", String(32), nullable=False),
+    Column("engine", JSON, nullable=False),
+    Column("seconds", JSON, nullable=False),
+)
+
+region_measurement = Table(
+    "region_measurement",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("region", String(64), primary_key=True),
+    Column("area_pixels", Integer, nullable=False),
+    Column("area_fraction", Float, nullable=False),
+    Column("area_mm2", Float),
+    Column("components", Integer, nullable=False),
+    Column("centroid_row", Float),
+    Column("centroid_column", Float),
+    Column("box_top", Integer),
+    Column("box_left", Integer),
+    Column("box_bottom", Integer),
+    Column("box_right", Integer),
+    Column("mean_probability", Float),
+    Column("repaired_pixels", Integer, nullable=False),
+    CheckConstraint("area_pixels >= 0 AND area_fraction BETWEEN 0 AND 1", name="area"),
+    sqlite_with_rowid=False,
+)
+
+failure_flag = Table(
+    "failure_flag",
+    metadata,
+    _id(),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("rule", String(64), nullable=False),
+    Column("rule_version", Integer, nullable=False),
+    Column("source", String(8), nullable=False),
+    Column("region", String(64)),
+    Column("value", Float),
+    Column("threshold", Float),
+    Column("detail", Text, nullable=False, default=""),
+    CheckConstraint("source IN ('raw', 'cleaned', 'input', 'result')", name="source"),
+    Index("ix_failure_flag_job_id", "job_id"),
+    Index("ix_failure_flag_rule", "rule"),
+)
+
+finding_score = Table(
+    "finding_score",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("finding", String(64), primary_key=True),
+    Column("probability", Float, nullable=False),
+    Column("spread", Float, nullable=False),
+    Column("threshold", Float, nullable=False),
+    Column("positive", Boolean, nullable=False),
+    Column("members", JSON, nullable=False),
+    CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
+    Index("ix_finding_score_finding", "finding", "probability"),
+    sqlite_with_rowid=False,
+)
+
+heatmap = Table(
+    "heatmap",
+    metadata,
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("findings", JSON, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("encoding", String(16), nullable=False),
+    Column("maps", LargeBinary, nullable=False),
+)
+
+duty = Table(
+    "duty",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("every_seconds", Float, nullable=False),
+    _time("due_at"),
+    Column("claimed_by", Id, ForeignKey("worker.id")),
+    _time("claimed_until", nullable=True),
+    _time("finished_at", nullable=True),
+    Column("outcome", Text, nullable=False, default=""),
+)
+
+audit_event = Table(
+    "audit_event",
+    metadata,
+    _id(),
+    _time("happened_at", now=True),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(128), nullable=False, default=""),
+    Column("detail", JSON, nullable=False),
+    Index("ix_audit_event_happened_at", "happened_at"),
+)

@@ -1,0 +1,44 @@
+-- What became of each file that came?
+-- One row per arrival. A file that is a film (or is still to be verified) stands where its
+-- newest published job stands; every other file ended with its arrival. A job without an
+-- arrival reads the instance's current one; a cancelled job counts only if there is no other.
+CREATE VIEW film_state AS
+SELECT
+    arrival.id AS arrival_id,
+    arrival.submission_id AS submission_id,
+    arrival.instance_id AS instance_id,
+    arrival.arrived_at AS arrived_at,
+    arrival.state AS arrival_state,
+    job.id AS job_id,
+    job.state AS job_state,
+    CASE WHEN job.id IS NULL THEN arrival.state ELSE job.state END AS state,
+    CASE WHEN job.id IS NULL THEN arrival.code ELSE job.code END AS code,
+    CASE WHEN job.id IS NULL THEN arrival.detail ELSE job.detail END AS detail,
+    job.stage AS stage,
+    job.attempts AS attempts,
+    job.generation AS generation,
+    job.revision AS revision,
+    job.bundle_id AS bundle_id,
+    bundle.name || ':' || bundle.version AS bundle,
+    CASE
+        WHEN job.state = 'done' AND EXISTS (SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id) THEN 1
+        ELSE 0
+    END AS flagged,
+    job.wait_seconds AS wait_seconds,
+    job.run_seconds AS run_seconds,
+    job.finished_at AS finished_at
+FROM arrival
+LEFT JOIN (
+    SELECT
+        -- The cast gives the column a type, without which SQLite joins it by scanning.
+        CAST(COALESCE(candidate.arrival_id, source.id) AS BIGINT) AS arrival_id,
+        CASE WHEN candidate.kind = 'process' THEN 'instance' ELSE 'unverified' END AS arrival_state,
+        COALESCE(MAX(CASE WHEN candidate.state <> 'cancelled' THEN candidate.id END), MAX(candidate.id)) AS job_id
+    FROM job AS candidate
+    LEFT JOIN arrival AS source
+        ON candidate.arrival_id IS NULL AND source.instance_id = candidate.instance_id AND source.current
+    WHERE candidate.published
+    GROUP BY COALESCE(candidate.arrival_id, source.id), candidate.kind
+) AS newest ON newest.arrival_id = arrival.id AND newest.arrival_state = arrival.state
+LEFT JOIN job ON job.id = newest.job_id
+LEFT JOIN bundle ON bundle.id = job.bundle_id

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from intake_rows import copy_of
+from ledger_rows import Ledger, settings_for, template_database
+
+from schema.database import Database
+from worker.queue.ledger import register_worker
+from worker.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return template_database(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def database(template: Path, home: Path) -> Iterator[Database]:
+    database = copy_of(template, home)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return settings_for(home, settle_seconds=0.0)
+
+
+@pytest.fixture
+def ledger(database: Database, settings: Settings) -> Iterator[Ledger]:
+    worker = register_worker(database, settings, "one")
+    yield Ledger(database, settings, worker)
+    worker.release_name()

@@ -1,0 +1,150 @@
+"""The bundle in the wheel: whole, small, right on phantoms and reasonable on real films."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openvino
+import pytest
+
+from schema.bundle import Manifest, read_manifest
+from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, Region
+from worker.errors import FilmError
+from worker.film.prepare import prepare
+from worker.film.preprocess import apply, check
+from worker.film.source import FilmSource
+from worker.findings.eligibility import judge
+from worker.findings.measurements import measure
+from worker.findings.postprocess import PostprocessSettings, postprocess
+from worker.metrics import auroc, overlap, region_overlaps
+from worker.phantom import dicom_bytes, make_phantom, phantom_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+DIRECTORY = ROOT / "worker" / "bundles" / "phantom-1"
+SHARED = ROOT.parent / "shared" / "data"
+LUNGS = [REGION_BY_NAME[region].value for region in (Region.LEFT_LUNG, Region.RIGHT_LUNG)]
+
+#: The picture shows a chest, whatever its header says.
+REAL_CHESTS = sorted((SHARED / "dicom" / "dev").glob("*.dcm"))
+STRANGERS = [
+    path for part in ("RG2_", "RG3_", "dx_image") for path in sorted((SHARED / "dicom" / "dev_ood").glob(f"*{part}*"))
+]
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    return read_manifest(DIRECTORY)
+
+
+@pytest.fixture(scope="module")
+def networks(manifest: Manifest) -> dict[str, openvino.CompiledModel]:
+    core = openvino.Core()
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    return {m.task: core.compile_model(str(DIRECTORY / m.onnx), "CPU", precision) for m in manifest.members}
+
+
+def segment(networks: dict[str, openvino.CompiledModel], tensor: np.ndarray) -> np.ndarray:
+    return np.asarray(networks["segmentation"]({"image": tensor[None]})["probabilities"][0])
+
+
+def test_is_whole_and_small(manifest: Manifest) -> None:
+    assert manifest.key == "phantom:1"
+    assert sum(path.stat().st_size for path in DIRECTORY.rglob("*") if path.is_file()) < 10_000_000
+    assert len(manifest.parity_films) == 4
+    for member in manifest.members:
+        check(member.preprocess, member.channels, member.height, member.width)
+    listed = {*manifest.files, "bundle.json"}
+    assert {str(path.relative_to(DIRECTORY)) for path in DIRECTORY.rglob("*") if path.is_file()} == listed
+
+
+def test_finds_the_regions_of_new_phantoms(manifest: Manifest, networks: dict[str, openvino.CompiledModel]) -> None:
+    steps = manifest.members_of("segmentation")[0].preprocess
+    scores = []
+    for seed in range(8):
+        phantom = make_phantom(10**6 + seed, rows=320, columns=280, randomise=0.4)
+        found = segment(networks, apply(steps, phantom.image, None)).argmax(axis=0)
+        truth = cv2.resize(phantom.labels, (256, 256), interpolation=cv2.INTER_NEAREST)
+        scores.append({name: score.dice for name, score in region_overlaps(truth, found, HOLSTE_REGIONS).items()})
+    mean = {name: np.nanmean([score[name] for score in scores]) for name in scores[0]}
+    assert min(mean[Region.LEFT_LUNG], mean[Region.RIGHT_LUNG]) > 0.93
+    assert min(mean[Region.SPINE], mean[Region.LEFT_SUBDIAPHRAGM], mean[Region.RIGHT_SUBDIAPHRAGM]) > 0.8
+    assert mean[Region.CARINA] > 0.2
+
+
+def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[str, openvino.CompiledModel]) -> None:
+    steps = manifest.members_of("classification")[0].preprocess
+    names = [finding.finding for finding in manifest.findings]
+    scores, truth = [], []
+    for seed in range(30):
+        phantom = make_phantom(2 * 10**6 + seed, rows=320, columns=280, pneumonia=seed % 2 == 0, randomise=0.4)
+        output = networks["classification"]({"image": apply(steps, phantom.image, None)[None]})
+        scores.append(output["probabilities"][0][names.index("pneumonia")])
+        truth.append(seed % 2 == 0)
+    assert auroc(np.asarray(truth), np.asarray(scores)) > 0.75
+
+
+def picture_verdict(manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path) -> bool:
+    member = manifest.members_of("segmentation")[0]
+    film = prepare(FilmSource(path), {member.name: member.preprocess})
+    probabilities = segment(networks, film.tensors[member.name])
+    regions = manifest.region_definitions
+    segmentation = postprocess(probabilities, regions, PostprocessSettings())
+    measurements = measure(segmentation, probabilities, regions, film.geometry)
+    centre = {m.region: m.centroid_column for m in measurements}
+    verdict = judge(segmentation, measurements, film.facts, regions)
+    if verdict.eligible:
+        assert centre[Region.RIGHT_LUNG] < centre[Region.LEFT_LUNG]
+    return verdict.eligible
+
+
+@pytest.mark.parametrize(("kind", "chest"), [(None, True), ("limb", False), ("pelvis", False), ("lateral", False)])
+def test_only_chests_are_eligible(
+    manifest: Manifest,
+    networks: dict[str, openvino.CompiledModel],
+    tmp_path: Path,
+    kind: str | None,
+    chest: bool,
+) -> None:
+    phantom = make_phantom(31, negative=kind is not None, kind=kind, randomise=0.3)
+    path = tmp_path / "film.dcm"
+    path.write_bytes(dicom_bytes(phantom_dataset(phantom)))
+    assert picture_verdict(manifest, networks, path) is chest
+
+
+@pytest.mark.skipif(not REAL_CHESTS, reason="the shared real films are not here")
+@pytest.mark.parametrize("path", REAL_CHESTS, ids=lambda path: path.stem[-24:])
+def test_real_adult_chests_are_eligible(
+    manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path
+) -> None:
+    assert picture_verdict(manifest, networks, path)
+
+
+@pytest.mark.skipif(not STRANGERS, reason="the shared real films are not here")
+@pytest.mark.parametrize("path", STRANGERS, ids=lambda path: path.stem[-24:])
+def test_real_hip_leg_and_dog_are_not(
+    manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path
+) -> None:
+    try:
+        assert not picture_verdict(manifest, networks, path)
+    except FilmError as error:
+        pytest.fail(f"the film could not be read: {error.code}")
+
+
+@pytest.mark.skipif(not (SHARED / "ped_cxr").is_dir(), reason="the shared real films are not here")
+def test_lungs_of_real_children_agree_with_peoples_drawings(
+    manifest: Manifest, networks: dict[str, openvino.CompiledModel]
+) -> None:
+    steps = manifest.members_of("segmentation")[0].preprocess
+    scores = []
+    for path in sorted((SHARED / "ped_cxr" / "img224").glob("*.jpeg"))[::180]:
+        drawn = cv2.imread(str(SHARED / "ped_cxr" / "mask224" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE)
+        if drawn is None:
+            continue
+        film = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+        found = np.isin(segment(networks, apply(steps, film, None)).argmax(axis=0), LUNGS)
+        truth = cv2.resize(drawn, (256, 256), interpolation=cv2.INTER_NEAREST) > 0
+        scores.append(overlap(truth, found).dice)
+    assert len(scores) > 15
+    assert np.mean(scores) > 0.87

@@ -1,0 +1,1 @@
+"""Networks and bundles. Needs the ``train`` extra; the worker never imports this package."""

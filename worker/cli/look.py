@@ -1,0 +1,196 @@
+"""Commands that look at the ledger and its results: status, failed, conflicts, export, report."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from worker.settings import load_settings
+
+_FOLDER = click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
+)
+_SUBMISSION = click.option("--submission", type=int, help="Only this submission's films.")
+
+
+@click.command()
+@click.option("--live", is_flag=True, help="Show it anew every two seconds until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(live: bool, as_json: bool) -> None:
+    """What waits, what is done, who works.
+
+    Example: carina status --live
+    """
+    from rich.live import Live
+
+    from worker.monitor.status import render, snapshot
+    from worker.service import open_database
+
+    settings = load_settings()
+    with open_database(settings) as database:
+        if as_json:
+            click.echo(json.dumps(snapshot(database, settings), indent=2))
+        elif live:
+            with Live(render(snapshot(database, settings)), auto_refresh=False) as view:
+                try:
+                    while True:
+                        time.sleep(2)
+                        view.update(render(snapshot(database, settings)), refresh=True)
+                except KeyboardInterrupt:
+                    pass
+        else:
+            Console().print(render(snapshot(database, settings)))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--limit", type=int, default=200, show_default=True, help="At most so many, newest first.")
+def failed(as_json: bool, limit: int) -> None:
+    """Which films failed, at which stage, why, and what to do next.
+
+    Names the files, so show it only to those who may see them.
+
+    Example: carina failed
+    """
+    from schema import queries
+    from worker.errors import CODES, advice, sentence
+    from worker.service import open_database
+
+    with open_database(load_settings()) as database, database.read() as connection:
+        rows = [row._asdict() for row in queries.failed_films(connection, limit=limit)]
+    for row in rows:
+        row["stage"] = row["stage"] or CODES[row["code"]].stage.value
+        row["sentence"] = sentence(row["code"], row.pop("detail"))
+        row["advice"] = advice(row["code"])
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, default=str))
+        return
+    if not rows:
+        click.echo("No film has failed.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("job", "file", "stage", "what is wrong", "what to do next"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row["job_id"] or ""),
+            row["source"],
+            row["stage"],
+            f"{row['code']}: {row['sentence']}",
+            row["advice"],
+        )
+    Console().print(table)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, type=int)
+@click.option("--code", "codes", multiple=True, help="All films that failed with this code; may be repeated.")
+@click.option("--all", "everything", is_flag=True, help="All failed films.")
+def retry(jobs: tuple[int, ...], codes: tuple[str, ...], everything: bool) -> None:
+    """Put failed films back into the queue: by job number, by code, or all.
+
+    Example: carina retry --code SOURCE_MISSING
+    """
+    from worker.queue.ledger import retry as retry_jobs
+    from worker.service import open_database
+
+    if everything == bool(jobs or codes):
+        raise click.UsageError("Name jobs, or --code CODE, or --all.")
+    with open_database(load_settings()) as database:
+        count = retry_jobs(database, ids=jobs or None, codes=codes or None, actor=getpass.getuser())
+    click.echo(f"{count} films are ready again.")
+
+
+@click.group()
+def conflicts() -> None:
+    """Files that carry a known film's UID and another picture.
+
+    Example: carina conflicts list
+    """
+
+
+@conflicts.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_all(as_json: bool) -> None:
+    """All files in conflict.
+
+    Example: carina conflicts list
+    """
+    from worker.intake.conflicts import list_conflicts
+    from worker.service import open_database
+
+    with open_database(load_settings()) as database:
+        found = list_conflicts(database)
+    if as_json:
+        click.echo(json.dumps([conflict.to_json() for conflict in found], indent=2))
+        return
+    for conflict in found:
+        click.echo(f"{conflict.arrival_id}  {conflict.source}")
+    if not found:
+        click.echo("No file is in conflict.")
+
+
+@conflicts.command()
+@click.argument("arrival", type=int)
+def show(arrival: int) -> None:
+    """The file ARRIVAL beside the one that holds its place.
+
+    Example: carina conflicts show 17
+    """
+    from worker.intake.conflicts import show as show_conflict
+    from worker.service import open_database
+
+    with open_database(load_settings()) as database:
+        click.echo(json.dumps(show_conflict(database, arrival).to_json(), indent=2))
+
+
+@conflicts.command()
+@click.argument("arrival", type=int)
+def accept(arrival: int) -> None:
+    """Let the file ARRIVAL take the film's place; it is processed anew.
+
+    Example: carina conflicts accept 17
+    """
+    from worker.intake.conflicts import accept as accept_conflict
+    from worker.service import open_database
+
+    with open_database(load_settings()) as database:
+        accept_conflict(database, arrival, actor=getpass.getuser())
+    click.echo("Accepted: the film waits to be processed anew.")
+
+
+@click.command()
+@click.option("--format", "form", required=True, type=click.Choice(["png", "csv"]), help="What to write.")
+@_FOLDER
+@_SUBMISSION
+def export(form: str, out: Path, submission: int | None) -> None:
+    """Write label maps (png) or the table films.csv (csv).
+
+    Example: carina export --format csv --out /tmp/out
+    """
+    from worker.results.export import export_csv, export_png
+    from worker.service import open_database
+
+    write = {"png": export_png, "csv": export_csv}[form]
+    with open_database(load_settings()) as database:
+        count = write(database, out, submission_id=submission)
+    click.echo(f"{count} {'label maps' if form == 'png' else 'rows'} written to {out}")
+
+
+@click.command()
+@_FOLDER
+@_SUBMISSION
+def report(out: Path, submission: int | None) -> None:
+    """Write one self-contained HTML page with overlays, flags and findings.
+
+    Example: carina report --out /tmp/report
+    """
+    from worker.cli.work import make_report
+
+    click.echo(f"Report: {make_report(load_settings(), out, submission)}")

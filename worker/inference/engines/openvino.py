@@ -1,0 +1,156 @@
+"""OpenVINO on the CPU: the engine of a machine without a GPU.
+
+``INFERENCE_PRECISION_HINT`` is always set: left alone, OpenVINO takes bfloat16 by itself
+where the processor has it, and float32 silently where it has not. What it really uses is
+read back.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.inference.engines.base import (
+    Engine,
+    EngineBuildError,
+    EngineSpec,
+    FloatArray,
+    Precision,
+    TensorSpec,
+    reason_of,
+)
+
+_DEVICE = "CPU"
+#: Our name, OpenVINO's hint, the capability the processor must list. Fastest first.
+_PRECISIONS: tuple[tuple[Precision, str, str], ...] = (
+    (Precision.BF16, "bf16", "BF16"),
+    (Precision.FP32, "f32", "FP32"),
+)
+_HINTS = {precision: hint for precision, hint, _ in _PRECISIONS}
+
+
+@cache
+def _openvino() -> Any:
+    """The ``openvino`` module, imported so that it sends nothing.
+
+    Importing it reports the import to Google Analytics through ``openvino_telemetry`` unless
+    that package is absent, for which OpenVINO has a stub. A hospital's worker must not call out.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    return openvino
+
+
+class OpenVinoEngine(Engine):
+    """A network compiled by OpenVINO for this machine's processor."""
+
+    def __init__(self, compiled: Any, *, version: str, device: str, precision: Precision) -> None:
+        super().__init__(
+            backend="openvino", backend_version=version, device=device, precision=precision, spec=_spec_of(compiled)
+        )
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def export(self) -> bytes:
+        """The compiled network as OpenVINO serialises it; the same bytes each time."""
+        with self._lock:
+            stream: io.BytesIO = self._compiled.export_model()
+            return stream.getvalue()
+
+    def _execute(self, batch: FloatArray) -> dict[str, FloatArray]:
+        results = self._request.infer({0: batch}, share_inputs=True, share_outputs=True)
+        # Copies: the request's buffers are overwritten by the next batch.
+        return {tensor.name: np.array(results[index], np.float32) for index, tensor in enumerate(self.spec.outputs)}
+
+    def _release(self) -> None:
+        self._request = None
+        self._compiled = None
+
+
+class OpenVinoBackend:
+    """Compiles ONNX files for this machine's processor."""
+
+    name = "openvino"
+
+    def __init__(self) -> None:
+        openvino = _openvino()
+        self._core = openvino.Core()
+        self.version: str = openvino.get_version()
+        self.device: str = self._core.get_property(_DEVICE, "FULL_DEVICE_NAME").strip()
+        self.capabilities: tuple[str, ...] = tuple(
+            sorted(self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        )
+
+    def supported_precisions(self) -> tuple[Precision, ...]:
+        """bfloat16 where the processor computes in it, then float32."""
+        return tuple(precision for precision, _, capability in _PRECISIONS if capability in self.capabilities)
+
+    def compile(self, onnx: Path, precision: Precision, *, threads: int | None = None) -> Engine:
+        """Compile an ONNX file.
+
+        ``threads`` is the number of threads of one inference; None leaves it to OpenVINO (the
+        processor's cores).
+
+        Raises
+        ------
+        EngineBuildError
+            The file is not a network OpenVINO can read, or the processor has no such precision.
+        """
+        return self._make(
+            lambda config: self._core.compile_model(self._core.read_model(str(onnx)), _DEVICE, config),
+            precision,
+            threads,
+        )
+
+    def load(self, compiled: bytes, precision: Precision, *, threads: int | None = None) -> Engine:
+        """Load an exported network; raises EngineBuildError when OpenVINO refuses it."""
+        return self._make(lambda config: self._core.import_model(compiled, _DEVICE, config), precision, threads)
+
+    def _make(self, build: Any, precision: Precision, threads: int | None) -> Engine:
+        if precision not in self.supported_precisions():
+            raise EngineBuildError(f"{self.device} does not compute in {precision}.")
+        try:
+            compiled = build(_configuration(precision, threads))
+        except Exception as error:
+            raise EngineBuildError(f"OpenVINO cannot build the network in {precision}: {reason_of(error)}.") from error
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if hint != _HINTS[precision]:
+            raise EngineBuildError(f"OpenVINO was asked for {precision} on {self.device} and uses {hint}.")
+        return OpenVinoEngine(compiled, version=self.version, device=self.device, precision=precision)
+
+
+def _configuration(precision: Precision, threads: int | None) -> dict[str, Any]:
+    configuration: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        # Decoders and other workers share the cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        configuration["INFERENCE_NUM_THREADS"] = threads
+    return configuration
+
+
+def _spec_of(compiled: Any) -> EngineSpec:
+    def tensor(port: Any) -> TensorSpec:
+        shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+        return TensorSpec(_name_of(port), shape, np.dtype(port.element_type.to_dtype()).name)
+
+    return EngineSpec(tuple(map(tensor, compiled.inputs)), tuple(map(tensor, compiled.outputs)))
+
+
+def _name_of(port: Any) -> str:
+    """The tensor's name in the ONNX file.
+
+    Fusing gives a port the names of what was fused as well, in no order; the node keeps the ONNX
+    name, an output with a suffix.
+    """
+    name: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+    return name if name in port.get_names() else port.any_name

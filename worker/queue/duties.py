@@ -1,0 +1,148 @@
+"""Who does the chores when no process is in charge of them?
+
+A duty is a row that is claimed like a job, by any worker, when it is due. Whoever dies over
+one loses its claim after a while, and somebody else takes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, exists, insert, or_, select, update
+
+from schema.database import Database
+from schema.tables import duty, job
+from schema.tables import lease as lease_table
+from schema.tables import worker as worker_table
+from schema.types import database_now
+from worker.queue.leases import sweep
+from worker.queue.ledger import WorkerIdentity
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_HOUR = 3600.0
+_DAY = 24 * _HOUR
+
+
+@dataclass(frozen=True)
+class Duty:
+    """A chore: its name, how often it is done, and what does it (returns a line for the record).
+
+    A holder that has not finished after ``limit_seconds`` is taken for dead.
+    """
+
+    name: str
+    every_seconds: float
+    function: Callable[[Database], str]
+    limit_seconds: float = 600.0
+
+
+def standard_duties(settings: Settings, in_flight: Callable[[], Collection[str]]) -> tuple[Duty, ...]:
+    """The duties of every worker; ``in_flight`` returns the leases this process works under."""
+    pause = settings.lease_seconds / 2
+
+    def take_back(database: Database) -> str:
+        return str(sweep(database, mine=in_flight()))
+
+    return (
+        # Two sweeps at once do no harm; none at all would leave a dead worker's films lying.
+        Duty("sweep", pause, take_back, limit_seconds=pause),
+        Duty("prune", _HOUR, prune),
+    )
+
+
+def ensure_duties(database: Database, duties: Sequence[Duty]) -> None:
+    """Add rows of new duties; changed intervals take effect after the next time."""
+    with database.read() as connection:
+        known = {row.name: row.every_seconds for row in connection.execute(select(duty.c.name, duty.c.every_seconds))}
+    if all(known.get(item.name) == item.every_seconds for item in duties):
+        return
+    with database.write() as connection:
+        present = set(connection.scalars(select(duty.c.name)))
+        for item in duties:
+            if item.name in present:
+                connection.execute(
+                    update(duty).where(duty.c.name == item.name).values(every_seconds=item.every_seconds)
+                )
+            else:
+                connection.execute(
+                    insert(duty).values(name=item.name, every_seconds=item.every_seconds, due_at=database_now())
+                )
+
+
+def do_due_duties(database: Database, worker: WorkerIdentity, duties: Sequence[Duty]) -> list[str]:
+    """Do what is due and nobody else is doing; returns the names done. A duty that fails is tried next time."""
+    done = []
+    for name in _due(database, [item.name for item in duties]):
+        item = next(item for item in duties if item.name == name)
+        if not claim_duty(database, worker, item):
+            continue
+        try:
+            outcome = item.function(database)
+        except Exception as error:
+            # The exception's own words may quote values from the database.
+            outcome = f"failed: {type(error).__name__}"
+            log.error("duty %s %s", item.name, outcome)
+        finish_duty(database, worker, item, outcome)
+        done.append(item.name)
+    return done
+
+
+def claim_duty(database: Database, worker: WorkerIdentity, item: Duty) -> bool:
+    """Take a due duty; False if it is not due or somebody has it."""
+    with database.write() as connection:
+        taken = connection.execute(
+            update(duty)
+            .where(duty.c.name == item.name, *_FREE)
+            .values(claimed_by=worker.id, claimed_until=database_now(item.limit_seconds))
+        )
+        return taken.rowcount == 1
+
+
+def finish_duty(database: Database, worker: WorkerIdentity, item: Duty, outcome: str) -> None:
+    """Record what a duty did and when it is due again, unless somebody took it over meanwhile."""
+    with database.write() as connection:
+        connection.execute(
+            update(duty)
+            .where(duty.c.name == item.name, duty.c.claimed_by == worker.id)
+            .values(
+                claimed_by=None,
+                claimed_until=None,
+                finished_at=database_now(),
+                due_at=database_now(item.every_seconds),
+                outcome=outcome,
+            )
+        )
+
+
+def prune(database: Database) -> str:
+    """Delete leases that hold nothing, and note as stopped whoever has been silent for a day.
+
+    Worker rows stay: the attempts refer to them.
+    """
+    with database.write() as connection:
+        leases = connection.execute(
+            delete(lease_table).where(
+                lease_table.c.expires_at < database_now(), ~exists().where(job.c.lease_id == lease_table.c.id)
+            )
+        ).rowcount
+        workers = connection.execute(
+            update(worker_table)
+            .where(worker_table.c.stopped_at.is_(None), worker_table.c.seen_at < database_now(-_DAY))
+            .values(stopped_at=worker_table.c.seen_at)
+        ).rowcount
+    return f"{leases} empty leases deleted, {workers} silent workers noted as stopped"
+
+
+_FREE = (
+    duty.c.due_at <= database_now(),
+    or_(duty.c.claimed_until.is_(None), duty.c.claimed_until <= database_now()),
+)
+
+
+def _due(database: Database, names: Sequence[str]) -> list[str]:
+    with database.read() as connection:
+        return list(connection.scalars(select(duty.c.name).where(duty.c.name.in_(names), *_FREE)))

@@ -1,0 +1,127 @@
+"""Who holds a film right now, and what happens when the holder falls silent?
+
+A lease is a row with a UUID and an end. The UUID is the fencing token: whatever a worker
+writes for a film, it writes only while the film still carries its lease. All times are
+the database's, so that machines need not agree about the hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, literal_column, select, update
+
+from schema.database import Database
+from schema.tables import JobState, attempt, job, lease, worker
+from schema.types import database_now
+
+
+def in_state(state: JobState) -> ColumnElement[bool]:
+    """``job.state = '…'`` with the value written out.
+
+    Partial indexes serve a query only if the planner sees the value, not a parameter.
+    """
+    return job.c.state == literal_column(f"'{state.value}'")
+
+
+#: What every job loses that nobody holds any more.
+UNBOUND: dict[str, Any] = {"lease_id": None, "bundle_id": None, "revision": None}
+
+#: An attempt that was cut short through no fault of the film does not count.
+UNCOUNTED = case((job.c.attempts > 0, job.c.attempts - 1), else_=0)
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep healed: jobs whose holder fell silent, and jobs whose waiting time was over."""
+
+    expired: int
+    due: int
+
+    def __str__(self) -> str:
+        return f"{self.expired} taken back from silent workers, {self.due} due again"
+
+
+def heartbeat(database: Database, lease_id: str, seconds: float) -> bool:
+    """Hold a lease for ``seconds`` more; False if it is no longer held."""
+    with database.write() as connection:
+        renewed = connection.execute(
+            update(lease).where(lease.c.id == lease_id).values(expires_at=database_now(seconds))
+        )
+        return renewed.rowcount == 1
+
+
+def seen(database: Database, worker_id: int) -> None:
+    """Note that a worker is alive."""
+    with database.write() as connection:
+        connection.execute(update(worker).where(worker.c.id == worker_id).values(seen_at=database_now()))
+
+
+def sweep(database: Database, *, mine: Collection[str] = ()) -> SweepReport:
+    """Make jobs ready whose lease ran out, as suspects, and jobs whose waiting time is over.
+
+    Parameters
+    ----------
+    mine
+        Leases of batches that the calling process is working on. After an outage or a
+        suspended machine they may have run out, but their holder evidently lives.
+    """
+    with database.write() as connection:
+        silent = (
+            select(lease.c.id)
+            .where(lease.c.expires_at < database_now(), lease.c.id.not_in(list(mine)))
+            .with_for_update(skip_locked=True)
+        )
+        expired = expire(connection, connection.scalars(silent).all())
+        return SweepReport(expired=expired, due=_make_due_ready(connection))
+
+
+def make_due_ready(database: Database) -> int:
+    """Make delayed jobs ready whose waiting time is over; looks before it takes the write lock."""
+    with database.read() as connection:
+        if not connection.scalar(select(exists().where(*_due()))):
+            return 0
+    with database.write() as connection:
+        return _make_due_ready(connection)
+
+
+def expire(connection: Connection, lease_ids: Sequence[str]) -> int:
+    """Take leases from whoever had them: each film is ready again, and run alone from now on.
+
+    Any of the films may have killed the holder, so each is a suspect; none is convicted.
+    """
+    if not lease_ids:
+        return 0
+    taken = connection.execute(
+        update(job)
+        .where(job.c.lease_id.in_(lease_ids))
+        .values(
+            state=JobState.READY.value,
+            **UNBOUND,
+            crashes=job.c.crashes + 1,
+            attempts=UNCOUNTED,
+            available_at=database_now(),
+        )
+        .returning(job.c.id, job.c.attempts)
+    ).all()
+    if taken:
+        connection.execute(
+            insert(attempt), [{"job_id": row.id, "number": row.attempts + 1, "outcome": "expired"} for row in taken]
+        )
+    connection.execute(delete(lease).where(lease.c.id.in_(lease_ids)))
+    return len(taken)
+
+
+def drop_if_empty(connection: Connection, lease_id: str) -> None:
+    """Delete a lease that holds no job any more."""
+    connection.execute(delete(lease).where(lease.c.id == lease_id, ~exists().where(job.c.lease_id == lease_id)))
+
+
+def _due() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return in_state(JobState.DELAYED), job.c.available_at <= database_now()
+
+
+def _make_due_ready(connection: Connection) -> int:
+    return connection.execute(update(job).where(*_due()).values(state=JobState.READY.value)).rowcount

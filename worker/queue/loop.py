@@ -1,0 +1,409 @@
+"""What does a worker do all night?
+
+Claim, process, finish, in a few threads, so that one batch is read while another is
+inferred; next to them one thread that keeps the leases and one that does the duties. The
+loop outlives a database that is away and a disk that is full. It does not outlive itself
+getting stuck: then it lets go of its films and ends, and whoever started it starts it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, or_, select, true
+from sqlalchemy.exc import DBAPIError
+
+from schema.database import Database, is_busy
+from schema.tables import JobKind, JobState, arrival, job, submission, submission_arrival
+from worker import REVISION
+from worker.errors import FilmError
+from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
+from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, postpone
+from worker.queue.leases import heartbeat, in_state, make_due_ready, seen
+from worker.queue.ledger import WorkerIdentity, claim, deregister_worker, release
+from worker.queue.outcomes import Claim, Outcome
+from worker.queue.patience import Patience
+from worker.queue.solo import Processor, run_solo, watch_child
+from worker.queue.watermarks import DiskWatermark
+from worker.settings import Settings
+
+__all__ = ["STALLED_EXIT_CODE", "Processor", "WorkerLoop", "run_solo"]
+
+log = logging.getLogger(__name__)
+
+#: Exit code of a worker that got stuck: EX_TEMPFAIL, starting it again helps.
+STALLED_EXIT_CODE = 75
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass
+class _Batch:
+    """A lease this process works under, and when something last moved."""
+
+    lease_id: str
+    moved_at: float
+    held: bool = True
+
+
+def _exit_stalled(message: str) -> None:
+    log.critical(message)
+    logging.shutdown()
+    # Threads stuck in native code cannot be joined: a plain exit would wait for them.
+    os._exit(STALLED_EXIT_CODE)
+
+
+class WorkerLoop:
+    """Works through the ledger until stopped.
+
+    Parameters
+    ----------
+    processor
+        Turns jobs into outcomes with one loaded bundle; called from several threads.
+    solo_command
+        Command that, with a lease id appended, calls :func:`run_solo` in a new process.
+    in_flight
+        Batches worked on at the same time.
+    extra_duties
+        Duties besides the standard ones.
+    on_stall
+        Called with a message when a batch does not move; must not return.
+    disk
+        Free space of the home folder.
+    clock
+        Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        worker: WorkerIdentity,
+        processor: Processor,
+        *,
+        solo_command: Sequence[str],
+        revision: int = REVISION,
+        in_flight: int = 2,
+        extra_duties: Sequence[Duty] = (),
+        on_stall: Callable[[str], object] = _exit_stalled,
+        disk: DiskWatermark | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._worker = worker
+        self._processor = processor
+        self._solo_command = list(solo_command)
+        self._revision = revision
+        self._in_flight = in_flight
+        self._duties = (*standard_duties(settings, self._leases), *extra_duties)
+        self._on_stall = on_stall
+        self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
+        self._clock = clock
+        self._stop = threading.Event()
+        self._over = threading.Event()
+        self._wake = threading.Event()
+        self._patience = Patience(wait=self._stop.wait)
+        self._batches: dict[str, _Batch] = {}
+        self._lost_claims: set[str] = set()
+        self._lock = threading.Lock()
+        self._solo = threading.Lock()
+        self._failure: BaseException | None = None
+
+    def wake(self) -> None:
+        """Look for films at once instead of at the next poll."""
+        self._wake.set()
+
+    def run(self, stop: threading.Event, *, until_idle: bool = False, submission_id: int | None = None) -> None:
+        """Work until ``stop`` is set; the batches being processed are finished first.
+
+        With ``until_idle`` also end when no job is open any more, neither here nor with
+        another worker; with ``submission_id`` only the films of that submission count.
+        """
+        self._stop = stop
+        self._patience = Patience(wait=stop.wait)
+        self._over.clear()
+        with _outage_ends(stop.is_set):
+            self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
+        idle = _open_jobs(submission_id) if until_idle or submission_id is not None else None
+        batches = [
+            threading.Thread(target=self._guarded, args=(lambda: self._work(idle),), name=f"batch-{number}")
+            for number in range(self._in_flight)
+        ]
+        ended = threading.Event()
+        keeper = threading.Thread(target=self._guarded, args=(lambda: self._keep_leases(ended),), name="leases")
+        for thread in (*batches, keeper):
+            thread.start()
+        try:
+            self._do_duties(batches)
+        finally:
+            self._over.set()
+            self._wake.set()
+            for thread in batches:
+                thread.join()
+            ended.set()
+            keeper.join()
+            with _outage_ends(lambda: True):
+                deregister_worker(self._database, self._worker)
+        if self._failure is not None:
+            raise self._failure
+
+    # -- the batches ------------------------------------------------------------------
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop.is_set() or self._over.is_set()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Run a thread's work; a fault of ours ends the whole loop and comes out of ``run``."""
+        try:
+            work()
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._over.set()
+            self._wake.set()
+
+    def _work(self, idle: Select[Any] | None) -> None:
+        while not self._ending:
+            if self._disk.full():
+                self._pause()
+                continue
+            with _outage_ends(lambda: self._ending):
+                claimed = self._claim()
+                if claimed is not None:
+                    self._carry_out(claimed)
+                elif idle is not None and self._nothing_open(idle):
+                    self._over.set()
+                    self._wake.set()
+                else:
+                    self._pause()
+
+    def _pause(self) -> None:
+        self._wake.wait(self._settings.poll_seconds)
+        if not self._ending:
+            self._wake.clear()
+
+    def _claim(self) -> Claim | None:
+        # Two engines for suspects at once would need the memory twice over.
+        suspects = self._solo.acquire(blocking=False)
+        try:
+            claimed = self._patience.until_done(lambda: self._claim_or_wake(suspects), give_up=lambda: self._ending)
+        except BaseException:
+            if suspects:
+                self._solo.release()
+            raise
+        if suspects and (claimed is None or not claimed.suspect):
+            self._solo.release()
+        return claimed
+
+    def _claim_once(self, suspects: bool) -> Claim | None:
+        self._release_lost_claims()
+        lease_id = str(uuid.uuid4())
+        try:
+            return claim(
+                self._database,
+                self._worker,
+                bundle_id=self._processor.bundle_id,
+                revision=self._revision,
+                limit=self._settings.claim_size,
+                lease_seconds=self._settings.lease_seconds,
+                lease_id=lease_id,
+                suspects=suspects,
+            )
+        except DBAPIError:
+            # The COMMIT may have gone through without our hearing of it.
+            with self._lock:
+                self._lost_claims.add(lease_id)
+            raise
+
+    def _claim_or_wake(self, suspects: bool) -> Claim | None:
+        claimed = self._claim_once(suspects)
+        if claimed is None and make_due_ready(self._database):
+            claimed = self._claim_once(suspects)
+        return claimed
+
+    def _release_lost_claims(self) -> None:
+        with self._lock:
+            lost = tuple(self._lost_claims)
+        for lease_id in lost:
+            release(self._database, lease_id)
+            with self._lock:
+                self._lost_claims.discard(lease_id)
+
+    def _carry_out(self, claimed: Claim) -> None:
+        with self._lock:
+            self._batches[claimed.lease_id] = _Batch(claimed.lease_id, self._clock())
+        try:
+            if self._stop.is_set():
+                self._release(claimed)
+            elif claimed.suspect:
+                self._run_alone(claimed)
+            else:
+                self._process(claimed)
+        finally:
+            if claimed.suspect:
+                self._solo.release()
+            with self._lock:
+                self._batches.pop(claimed.lease_id, None)
+
+    def _process(self, claimed: Claim) -> None:
+        lease_id = claimed.lease_id
+        try:
+            outcomes = self._processor.process(claimed.jobs, lambda: self._moved(lease_id))
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            words = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
+            log.error("a batch of %d films failed as a whole: %s", len(claimed.jobs), words)
+            outcomes = []
+            missing = FilmError("ENGINE_FAILED", words)
+        else:
+            missing = FilmError("ENGINE_FAILED", "the film came back without an outcome")
+        if outcomes:
+            self._finish(claimed, outcomes)
+        answered = {outcome.job.id for outcome in outcomes}
+        if any(item.id not in answered for item in claimed.jobs):
+            self._postpone(claimed, missing)
+
+    def _run_alone(self, claimed: Claim) -> None:
+        (item,) = claimed.jobs
+        log.warning("job %d is run alone: its last holder died", item.id)
+        try:
+            code = watch_child(
+                [*self._solo_command, claimed.lease_id],
+                alive=lambda: self._moved(claimed.lease_id),
+                stop=self._stop.is_set,
+                limit_seconds=self._settings.stall_seconds,
+            )
+        except OSError as error:
+            self._postpone(claimed, FilmError("ENGINE_FAILED", f"its process did not start: {error.strerror}"))
+            return
+        if code is None or (self._stop.is_set() and code in SIGNALS_FROM_OUTSIDE):
+            self._release(claimed)
+        elif code < 0:
+            self._finish(claimed, [Outcome(item, crash=code)])
+        else:
+            # After a finished job this finds nothing to postpone. A child that gives up by itself
+            # may lack its engine or its database: that is no proof against the film.
+            self._postpone(claimed, FilmError("ENGINE_FAILED", f"its process gave up with exit code {code}"))
+
+    def _finish(self, claimed: Claim, outcomes: Sequence[Outcome]) -> None:
+        self._report(
+            self._patiently(
+                claimed.lease_id, lambda: finish(self._database, claimed, outcomes, settings=self._settings)
+            )
+        )
+
+    def _postpone(self, claimed: Claim, error: FilmError) -> None:
+        self._report(
+            self._patiently(claimed.lease_id, lambda: postpone(self._database, claimed, error, settings=self._settings))
+        )
+
+    def _release(self, claimed: Claim) -> None:
+        self._patiently(claimed.lease_id, lambda: release(self._database, claimed.lease_id))
+
+    def _report(self, report: FinishReport) -> None:
+        if report.fenced:
+            log.warning("%d results came after their lease was lost: fenced, nothing written", len(report.fenced))
+
+    def _patiently(self, lease_id: str, operation: Callable[[], Any]) -> Any:
+        """Try until the database takes it; at the end of the loop no longer than a lease lasts."""
+        limit: float | None = None
+
+        def give_up() -> bool:
+            nonlocal limit
+            self._moved(lease_id)
+            if self._stop.is_set():
+                limit = limit or self._clock() + self._settings.lease_seconds
+                time.sleep(_LOOK_SECONDS)
+            return limit is not None and self._clock() > limit
+
+        return self._patience.until_done(operation, give_up=give_up)
+
+    def _nothing_open(self, idle: Select[Any]) -> bool:
+        def look() -> bool:
+            with self._database.read() as connection:
+                return not connection.scalar(idle)
+
+        return self._patience.until_done(look, give_up=lambda: self._ending)
+
+    # -- leases and duties ------------------------------------------------------------
+
+    def _leases(self) -> Collection[str]:
+        with self._lock:
+            return tuple(self._batches)
+
+    def _moved(self, lease_id: str) -> None:
+        with self._lock:
+            batch = self._batches.get(lease_id)
+            if batch is not None:
+                batch.moved_at = self._clock()
+
+    def _keep_leases(self, ended: threading.Event) -> None:
+        while not ended.wait(self._settings.lease_seconds / 4):
+            with self._lock:
+                batches = list(self._batches.values())
+            stalled = [batch for batch in batches if self._clock() - batch.moved_at > self._settings.stall_seconds]
+            if stalled:
+                self._on_stall(
+                    f"Nothing moved for {self._settings.stall_seconds:.0f} s in {len(stalled)} of {len(batches)} "
+                    "batches: this worker ends, and its films go to another one or to its next start."
+                )
+                return
+            with _outage_ends(lambda: True):
+                seen(self._database, self._worker.id)
+                for batch in batches:
+                    self._renew(batch)
+
+    def _renew(self, batch: _Batch) -> None:
+        renewed = heartbeat(self._database, batch.lease_id, self._settings.lease_seconds)
+        if not renewed and batch.held and batch.lease_id in self._leases():
+            batch.held = False
+            log.warning("a lease was lost while its batch was being processed: its results will not be written")
+
+    def _do_duties(self, batches: Sequence[threading.Thread]) -> None:
+        look_at = self._clock()
+        while any(thread.is_alive() for thread in batches) and not self._over.is_set():
+            if self._stop.wait(_LOOK_SECONDS):
+                return
+            if self._clock() >= look_at:
+                look_at = self._clock() + self._settings.poll_seconds
+                with _outage_ends(lambda: True):
+                    do_due_duties(self._database, self._worker, self._duties)
+
+
+@contextmanager
+def _outage_ends(accepted: Callable[[], bool]) -> Iterator[None]:
+    """Leave the block where the database is away and that is ``accepted``: what is open stays in the ledger."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not (is_busy(error) and accepted()):
+            raise
+
+
+def _open_jobs(submission_id: int | None) -> Select[Any]:
+    """Whether a job is open: any, or one of a submission's films; a submission still being scanned counts."""
+    is_open: ColumnElement[bool] = or_(
+        *(in_state(state) for state in (JobState.READY, JobState.LEASED, JobState.DELAYED))
+    )
+    if submission_id is None:
+        return select(exists().where(is_open))
+    own = (
+        select(arrival.c.id)
+        .join(submission_arrival, submission_arrival.c.arrival_id == arrival.c.id)
+        .join(job, job.c.instance_id == arrival.c.instance_id)
+        .where(submission_arrival.c.submission_id == submission_id, is_open)
+        .where((job.c.kind == JobKind.PROCESS.value) | (job.c.arrival_id == arrival.c.id))
+    )
+    scanning = exists().where(submission.c.id == submission_id, submission.c.scan_complete != true())
+    return select(or_(own.exists(), scanning))

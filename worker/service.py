@@ -1,0 +1,140 @@
+"""Put the parts together: an open database, a loaded bundle, decoder children, the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from schema.database import Database
+from worker.errors import CarinaError
+from worker.film.pool import DecoderPool
+from worker.inference.bundles import load_bundle
+from worker.inference.registry import champion, record_engine
+from worker.intake.sources import resolve
+from worker.pipeline import Pipeline
+from worker.queue.ledger import WorkerIdentity, register_worker
+from worker.queue.loop import WorkerLoop, run_solo
+from worker.settings import Settings, site_key
+
+log = logging.getLogger(__name__)
+
+SOLO_COMMAND = (sys.executable, "-m", "worker.cli", "solo")
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Database]:
+    """The database of these settings, at the right version.
+
+    A new SQLite file in the home folder is made at once, with the site key; any other
+    database must have been prepared with ``carina db upgrade``.
+
+    Raises
+    ------
+    schema.database.DatabaseVersionError
+        The database is of another version.
+    worker.errors.CarinaError
+        The home folder cannot be made or the site key cannot be read.
+    """
+    try:
+        site_key(settings)
+    except OSError as error:
+        raise CarinaError(
+            f"The home folder {settings.home} cannot be used: {error.strerror}. Set CARINA_HOME to another folder."
+        ) from None
+    database = Database(settings.url)
+    try:
+        if not settings.database_url and database.version() is None:
+            database.upgrade()
+        database.require_current()
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def open_pipeline(settings: Settings, database: Database) -> Iterator[Pipeline]:
+    """The champion bundle, loaded and warm, with its decoder children."""
+    registered = champion(database, settings)
+    bundle = load_bundle(
+        registered.directory, home=settings.home, backend=settings.backend, precision=settings.precision
+    )
+    record_engine(database, registered.id, bundle.engine_description, bundle.parity)
+    pool = DecoderPool(
+        bundle.plan,
+        size=settings.decoder_count,
+        memory_bytes=settings.decode_memory,
+        timeout_seconds=settings.decode_timeout,
+    )
+    pipeline = Pipeline(
+        bundle,
+        registered.id,
+        pool,
+        partial(resolve, settings),
+        decoders=settings.decoder_count,
+        engine_batch=settings.engine_batch,
+    )
+    try:
+        yield pipeline
+    finally:
+        pipeline.close()
+        pool.close()
+        bundle.close()
+
+
+def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> None:
+    """Claim and process batches until stopped (SIGTERM, SIGINT) or, on request, until nothing is ready."""
+    stop = threading.Event()
+    with open_database(settings) as database, open_pipeline(settings, database) as pipeline:
+        worker = _register(database, settings, name, str(pipeline.bundle.engine_description["device"]))
+        loop = WorkerLoop(settings, database, worker, pipeline, solo_command=SOLO_COMMAND)
+        with stop_on_signals(stop.set):
+            log.info("worker %s ready: bundle %s", worker.name, pipeline.bundle.manifest.key)
+            loop.run(stop, until_idle=until_idle)
+
+
+def run_suspect(settings: Settings, lease_id: str) -> None:
+    """Process the one job of ``lease_id``: the disposable child of a worker."""
+    with open_database(settings) as database, open_pipeline(settings, database) as pipeline:
+        run_solo(settings, database, pipeline, lease_id)
+
+
+@contextmanager
+def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` at the first SIGTERM or SIGINT; a second one ends the process at once."""
+
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
+
+
+def default_worker_names() -> Iterator[str]:
+    """``host-1``, ``host-2``, ...: the first one free on this machine is taken."""
+    host = socket.gethostname()
+    return (f"{host}-{number}" for number in range(1, 65))
+
+
+def _register(database: Database, settings: Settings, name: str | None, device: str) -> WorkerIdentity:
+    candidates = iter([name]) if name else default_worker_names()
+    refused: CarinaError | None = None
+    for candidate in candidates:
+        try:
+            return register_worker(database, settings, candidate, device=device)
+        except CarinaError as error:
+            refused = error
+    assert refused is not None
+    raise refused
