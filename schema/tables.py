@@ -397,6 +397,7 @@ job = Table(
         postgresql_where=text("state = 'failed'"),
     ),
     Index("ix_job_finished_at", "finished_at"),
+    Index("ix_job_instance_id", "instance_id"),
 )
 
 attempt = Table(

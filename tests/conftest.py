@@ -85,11 +85,11 @@ def empty_postgresql_url(postgresql_server: servers.Databases) -> Iterator[str]:
 
 
 @pytest.fixture(params=DIALECTS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh database of the newest version."""
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A fresh database of the newest version; not in ``tmp_path``, where a test may keep its films."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql_url"))
-    file = tmp_path / "carina.sqlite"
+    file = tmp_path_factory.mktemp("database") / "carina.sqlite"
     shutil.copy(request.getfixturevalue("sqlite_template"), file)
     return f"sqlite:///{file}"
 

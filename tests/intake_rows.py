@@ -77,7 +77,7 @@ def register(database: Database, *files: Examined, lane: str = Lane.ARCHIVE) -> 
 
 def rows(database: Database, table: Table, *conditions: Any) -> list[Any]:
     with database.read() as connection:
-        return list(connection.execute(select(table).where(*conditions)).all())
+        return list(connection.execute(select(table).where(*conditions).order_by(*table.primary_key.columns)).all())
 
 
 def one(database: Database, table: Table, *conditions: Any) -> Any:

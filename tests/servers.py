@@ -248,7 +248,7 @@ class Databases:
         assert self._template is not None
         return self._create(self._template)
 
-    def drop(self, url: str) -> None:
+    def drop(self, url: str | URL) -> None:
         """Remove a database, whoever is connected to it."""
         name = make_url(url).database
         assert name is not None and name.startswith(self.prefix)
@@ -292,9 +292,7 @@ class PostgresqlServer(Server, Databases):
         Databases.__init__(self)
         self.settings = {**self.SETTINGS, "port": str(self.port), **settings}
         self.binaries = self._usable(binaries)
-        self.admin_url = URL.create(
-            "postgresql+psycopg", "carina", self.password, "127.0.0.1", self.port, "postgres"
-        )
+        self.admin_url = URL.create("postgresql+psycopg", "carina", self.password, "127.0.0.1", self.port, "postgres")
         self._make_cluster()
 
     def command(self) -> list[str]:
@@ -330,8 +328,8 @@ class PostgresqlServer(Server, Databases):
         give_to(self.user, self.folder)
         done = subprocess.run(
             [
-                self.binaries / "initdb", "--pgdata", self.folder / "data", "--username", "carina", "--encoding", "UTF8",
-                "--locale", "C", "--auth", "scram-sha-256", "--pwfile", secret, "--no-sync",
+                self.binaries / "initdb", "--pgdata", self.folder / "data", "--username", "carina",
+                "--encoding", "UTF8", "--locale", "C", "--auth", "scram-sha-256", "--pwfile", secret, "--no-sync",
             ],
             user=self.user,
             group=pwd.getpwnam(self.user).pw_gid if self.user else None,
@@ -368,7 +366,7 @@ class BrokerServer(Server):
         super().__init__()
         self.binary = binary
         (self.folder / "broker.conf").write_text(
-            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {self.folder}\nsave \"\"\n"
+            f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {self.folder}\nsave ""\n'
             f"appendonly {'yes' if persistent else 'no'}\nappendfsync always\n{config}\n"
         )
 

@@ -1,15 +1,14 @@
 """Databases with films in them, for the tests that read.
 
-``database_urls`` and ``fresh_database`` give each test an empty database of the newest
-version: SQLite always, PostgreSQL where ``CARINA_TEST_DATABASE_URL`` names a server. There a
-database of its own is made beside the named one, which stays untouched.
+``empty_url`` and ``fresh_database`` give each test a database of its own: on SQLite always, on a
+real PostgreSQL for tests marked ``services``.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import create_engine, insert, make_url, select, text, update
+import pytest
+import servers
+from sqlalchemy import insert, select, update
 
 from schema import tables
 from schema.database import Database
@@ -27,40 +28,32 @@ from schema.regions import HOLSTE_REGIONS
 from worker.film.prepared import FilmFacts, Geometry
 from worker.results.result import FilmResult, FindingScore, Flag, Heatmap, Measurement, Segmentation
 
-SERVER_URL = os.environ.get("CARINA_TEST_DATABASE_URL", "")
-DIALECTS = ["sqlite", *(["postgresql"] if SERVER_URL.startswith("postgresql") else [])]
+DIALECTS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
 
 
 @functools.cache
 def _sqlite_template() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="carina-test-")) / "template.sqlite"
+    folder = tempfile.mkdtemp(prefix="carina-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "template.sqlite"
     database = Database(f"sqlite:///{path}")
     database.upgrade()
     database.close()
     return path
 
 
-@functools.cache
-def _postgresql_url() -> str:
-    name = f"carina_test_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
-    engine = create_engine(SERVER_URL, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return make_url(SERVER_URL).set(database=name).render_as_string(hide_password=False)
+def _postgresql() -> servers.Databases:
+    try:
+        return servers.postgresql()
+    except servers.ServersUnavailableError as error:
+        pytest.skip(str(error))
 
 
 def empty_url(dialect: str, folder: Path) -> str:
     """URL of a database without tables."""
     if dialect == "sqlite":
         return f"sqlite:///{folder / 'carina.sqlite'}"
-    url = _postgresql_url()
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    engine.dispose()
-    return url
+    return _postgresql().empty_database()
 
 
 @contextmanager
@@ -70,10 +63,11 @@ def fresh_database(dialect: str, folder: Path) -> Iterator[Database]:
         shutil.copy(_sqlite_template(), folder / "carina.sqlite")
         database = Database(f"sqlite:///{folder / 'carina.sqlite'}")
     else:
-        database = Database(empty_url(dialect, folder))
-        database.upgrade()
+        database = Database(_postgresql().fresh_database())
     yield database
     database.close()
+    if dialect == "postgresql":
+        _postgresql().drop(database.url)
 
 
 def digest(text: str) -> str:

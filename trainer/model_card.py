@@ -38,8 +38,8 @@ Of {not_chests} held-out pictures that show no frontal chest, {strange} were giv
 - Real films differ from phantoms in more ways than the phantoms vary. Regions on real films are
   often right but must be looked at; spine, mediastinum, subdiaphragm and carina were never compared with
   anyone's drawing.
-- The pneumonia score knows only the phantoms' patchy opacities. It has no proven meaning on
-  patients and must not be reported.
+- The pneumonia score knows only the phantoms' patchy opacities. On real films of children it was seen
+  **not** to tell pneumonia from normal films: it shows that the software works, and must not be reported.
 - Children and adults, AP and PA are drawn; tubes, effusions, collapse, deformities and devices hardly are.
 - Replace it by a bundle trained and evaluated on films of your own patients.
 """

@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from schema.text import storable
+
 
 class Kind(StrEnum):
     """What the ledger does with an error."""
@@ -183,8 +185,9 @@ class FilmError(Exception):
         if code not in CODES:
             raise ValueError(f"unknown error code {code!r}")
         self.code = code
-        self.detail = detail
-        super().__init__(sentence(code, detail))
+        # It may quote a file's own bytes, and it must be possible to write down what is wrong.
+        self.detail = storable(detail)
+        super().__init__(sentence(code, self.detail))
 
     @property
     def definition(self) -> CodeDefinition:

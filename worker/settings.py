@@ -131,7 +131,8 @@ def site_key(settings: Settings) -> bytes:
     """
     path = settings.home / "site.key"
     if not path.exists():
-        settings.home.mkdir(parents=True, exist_ok=True)
+        # The database in this folder names patients' files.
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_site_key(path)
     return _read_site_key(path)
 

@@ -5,7 +5,7 @@
 --   carina_worker     carina worker, retry, conflicts accept   processes films, writes results
 --   carina_intake     carina submit, watch                     registers files, sees no results
 --   carina_report     dashboards and statistics                results and views, no identity
---   carina_read_only  carina status, failed, export, report    everything, identity too
+--   carina_read_only  carina status, failed, export; pg_dump   everything, identity too
 BEGIN;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, carina_worker, carina_intake, carina_report, carina_read_only;
@@ -40,7 +40,8 @@ GRANT SELECT ON
     film_state, published_result, overnight_summary, turnaround, backlog, dead_letters, flag_rates, finding_rates
     TO carina_report;
 
--- Read-only: for those who may see identity.
+-- Read-only: for those who may see identity, and for pg_dump, which reads the sequences too.
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO carina_read_only;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO carina_read_only;
 
 COMMIT;

@@ -352,6 +352,7 @@ def upgrade() -> None:
             postgresql_where=sa.text("state = 'failed'"),
         )
         batch_op.create_index("ix_job_finished_at", ["finished_at"], unique=False)
+        batch_op.create_index("ix_job_instance_id", ["instance_id"], unique=False)
         batch_op.create_index(
             "ix_job_lease_id",
             ["lease_id"],
@@ -556,6 +557,7 @@ def downgrade() -> None:
             sqlite_where=sa.text("lease_id IS NOT NULL"),
             postgresql_where=sa.text("lease_id IS NOT NULL"),
         )
+        batch_op.drop_index("ix_job_instance_id")
         batch_op.drop_index("ix_job_finished_at")
         batch_op.drop_index(
             "ix_job_failed", sqlite_where=sa.text("state = 'failed'"), postgresql_where=sa.text("state = 'failed'")

@@ -54,6 +54,7 @@ def test_site_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> No
     assert len(key) == 32
     assert site_key(settings) == key
     assert stat.S_IMODE((tmp_path / "home" / "site.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
     assert [file.name for file in (tmp_path / "home").iterdir()] == ["site.key"]
 
 

@@ -55,14 +55,14 @@ class LazyGroup(click.Group):
         from sqlalchemy.exc import DBAPIError
 
         from schema.bundle import BundleError
-        from schema.database import DatabaseVersionError
+        from schema.database import DatabaseDriverError, DatabaseVersionError
         from worker.errors import CarinaError, FilmError, advice
 
         try:
             return super().invoke(ctx)
         except FilmError as error:
             raise click.ClickException(f"{error} {advice(error.code)}") from None
-        except (CarinaError, BundleError, DatabaseVersionError) as error:
+        except (CarinaError, BundleError, DatabaseDriverError, DatabaseVersionError) as error:
             raise click.ClickException(str(error)) from None
         except DBAPIError as error:
             # The statement and its values may hold identity: only the database's own words go out.

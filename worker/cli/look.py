@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schema.database import Database
+from schema.tables import Lane
 from worker.settings import load_settings
 
 _FOLDER = click.option(
@@ -22,7 +24,15 @@ _SUBMISSION = click.option("--submission", type=int, help="Only this submission'
 @click.command()
 @click.option("--live", is_flag=True, help="Show it anew every two seconds until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(live: bool, as_json: bool) -> None:
+@click.option(
+    "--fail-if-waiting-longer",
+    "longest_wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Only look how long films wait; exit code 1 if one has been ready for longer. For health checks.",
+)
+@click.option("--lane", type=click.Choice([str(lane) for lane in Lane]), help="Only this lane's films count for that.")
+def status(live: bool, as_json: bool, longest_wait: float | None, lane: str | None) -> None:
     """What waits, what is done, who works.
 
     Example: carina status --live
@@ -32,9 +42,15 @@ def status(live: bool, as_json: bool) -> None:
     from worker.monitor.status import render, snapshot
     from worker.service import open_database
 
+    if lane and longest_wait is None:
+        raise click.UsageError("--lane goes with --fail-if-waiting-longer.")
+    if longest_wait is not None and (live or as_json):
+        raise click.UsageError("--fail-if-waiting-longer goes alone or with --lane.")
     settings = load_settings()
     with open_database(settings) as database:
-        if as_json:
+        if longest_wait is not None:
+            _check_wait(database, longest_wait, lane)
+        elif as_json:
             click.echo(json.dumps(snapshot(database, settings), indent=2))
         elif live:
             with Live(render(snapshot(database, settings)), auto_refresh=False) as view:
@@ -46,6 +62,24 @@ def status(live: bool, as_json: bool) -> None:
                     pass
         else:
             Console().print(render(snapshot(database, settings)))
+
+
+def _check_wait(database: Database, longest_wait: float, only: str | None) -> None:
+    """Say how long films wait; CarinaError if one of a lane (``only``, or any) waits longer than allowed."""
+    from schema import queries
+    from worker.errors import CarinaError
+    from worker.monitor.status import duration
+
+    with database.read() as connection:
+        lanes = queries.backlog(connection)
+    waits = {name: lane.oldest_ready_seconds or 0.0 for name, lane in lanes.items() if only in (None, name)}
+    words = ", ".join(f"{name} {duration(wait)}" for name, wait in waits.items())
+    if max(waits.values()) > longest_wait:
+        raise CarinaError(
+            f"A film has been ready for longer than {duration(longest_wait)} (oldest: {words}). "
+            "Look who works: carina status"
+        )
+    click.echo(f"Oldest ready film: {words}.")
 
 
 @click.command()
@@ -62,8 +96,9 @@ def failed(as_json: bool, limit: int) -> None:
     from worker.errors import CODES, advice, sentence
     from worker.service import open_database
 
-    with open_database(load_settings()) as database, database.read() as connection:
-        rows = [row._asdict() for row in queries.failed_films(connection, limit=limit)]
+    settings = load_settings()
+    with open_database(settings) as database, database.read() as connection:
+        rows = [row._asdict() for row in queries.failed_films(connection, limit=limit, roots=settings.root_folders)]
     for row in rows:
         row["stage"] = row["stage"] or CODES[row["code"]].stage.value
         row["sentence"] = sentence(row["code"], row.pop("detail"))
@@ -177,9 +212,12 @@ def export(form: str, out: Path, submission: int | None) -> None:
     from worker.results.export import export_csv, export_png
     from worker.service import open_database
 
-    write = {"png": export_png, "csv": export_csv}[form]
-    with open_database(load_settings()) as database:
-        count = write(database, out, submission_id=submission)
+    settings = load_settings()
+    with open_database(settings) as database:
+        if form == "png":
+            count = export_png(database, out, submission_id=submission)
+        else:
+            count = export_csv(database, out, submission_id=submission, roots=settings.root_folders)
     click.echo(f"{count} {'label maps' if form == 'png' else 'rows'} written to {out}")
 
 

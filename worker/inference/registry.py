@@ -45,17 +45,20 @@ def champion(database: Database, settings: Settings) -> RegisteredBundle:
     """
     with database.read() as connection:
         found = _champion_row(connection)
+    source = Path(settings.bundle).expanduser() if settings.bundle else PACKAGED_BUNDLE
     if found is None:
-        source = Path(settings.bundle).expanduser() if settings.bundle else PACKAGED_BUNDLE
         manifest = read_manifest(source)
         sha256 = sha256_of(source / MANIFEST_NAME)
-        _store(source, _folder(settings, sha256))
+        _store(source, bundle_folder(settings, sha256))
         _register(database, manifest, sha256)
         with database.read() as connection:
             found = _champion_row(connection)
         assert found is not None
     bundle_id, sha256, key = found
-    directory = _folder(settings, sha256)
+    directory = bundle_folder(settings, sha256)
+    if not (directory / MANIFEST_NAME).is_file() and _is_bundle(source, sha256):
+        # Another machine registered the bundle that this one brings along too.
+        _store(source, directory)
     if not (directory / MANIFEST_NAME).is_file():
         raise FilmError("BUNDLE_MISSING", f"{key}, expected in the folder bundles of the home folder")
     return RegisteredBundle(bundle_id, sha256, directory)
@@ -84,7 +87,13 @@ def _champion_row(connection: Connection) -> tuple[int, str, str] | None:
     return None if row is None else (row.id, row.sha256, f"{row.name}:{row.version}")
 
 
-def _folder(settings: Settings, sha256: str) -> Path:
+def _is_bundle(source: Path, sha256: str) -> bool:
+    manifest = source / MANIFEST_NAME
+    return manifest.is_file() and sha256_of(manifest) == sha256
+
+
+def bundle_folder(settings: Settings, sha256: str) -> Path:
+    """Where this machine keeps the bundle whose manifest has this SHA-256."""
     return settings.home / "bundles" / sha256[:16]
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, insert, select, true,
 from sqlalchemy.exc import IntegrityError
 
 from schema.tables import PRIORITY, ArrivalState, JobKind, JobState, arrival, instance, job
+from schema.text import storable
 from schema.types import database_now
 from worker.errors import FilmError
 from worker.film.prepared import FilmFacts, Geometry
@@ -90,14 +91,15 @@ def replace_file(
     Parameters
     ----------
     former, code, detail
-        What becomes of the arrival that held the place.
+        What becomes of the arrival that held the place, and of its duplicates.
     """
     film = connection.execute(_FILM, {"instance": instance_id}).one()
     before = connection.execute(_JOBS, {"instance": instance_id}).all()
     priority = before[-1].priority if before else _LOWEST_PRIORITY
     connection.execute(
         update(arrival)
-        .where(arrival.c.instance_id == instance_id, arrival.c.current == true())
+        .where(arrival.c.instance_id == instance_id)
+        .where((arrival.c.current == true()) | (arrival.c.state == ArrivalState.DUPLICATE.value))
         .values(current=False, state=former.value, code=code, detail=detail)
     )
     _set_arrival(connection, arrival_id, ArrivalState.INSTANCE, current=True)
@@ -150,10 +152,11 @@ def _settle_second_file(connection: Connection, claimed: ClaimedJob, content: Co
     if _is_known(film, content) or (current is not None and _is_known(current, content)):
         _set_arrival(connection, claimed.arrival_id, ArrivalState.DUPLICATE)
         return Settlement.DUPLICATE
-    jobs = connection.execute(_JOBS, {"instance": claimed.instance_id}).all()
+    # An alias has no results of its own: the film it repeats tells what its first file was worth.
+    jobs = connection.execute(_JOBS, {"instance": film.alias_of or claimed.instance_id}).all()
     states = {row.state for row in jobs}
-    if film.alias_of is None and JobState.DONE not in states:
-        if states & _OPEN_STATES or aliases_in_work(connection, claimed.instance_id):
+    if JobState.DONE not in states:
+        if states & _OPEN_STATES or _in_work(connection, claimed.instance_id):
             return Settlement.WAIT
         code, detail = (jobs[-1].code, jobs[-1].detail) if jobs else (None, "")
         replace_file(
@@ -213,6 +216,11 @@ def aliases_in_work(connection: Connection, instance_id: int) -> bool:
     return connection.scalar(select(job.c.id).where(PROCESS, OPEN, job.c.instance_id.in_(aliases)).limit(1)) is not None
 
 
+def _in_work(connection: Connection, instance_id: int) -> bool:
+    own = select(job.c.id).where(PROCESS, OPEN, job.c.instance_id == instance_id).limit(1)
+    return connection.scalar(own) is not None or aliases_in_work(connection, instance_id)
+
+
 def _described(geometry: Geometry | None, facts: FilmFacts | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if geometry is not None:
@@ -233,7 +241,11 @@ def _described(geometry: Geometry | None, facts: FilmFacts | None) -> dict[str, 
             view_position=facts.view_position,
             age_days=facts.age_days,
         )
-    return values
+    return {name: _fitting(name, value) for name, value in values.items()}
+
+
+def _fitting(column: str, value: Any) -> Any:
+    return storable(value, getattr(instance.c[column].type, "length", None)) if isinstance(value, str) else value
 
 
 def _set_arrival(

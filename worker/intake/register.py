@@ -45,6 +45,7 @@ from schema.tables import (
     submission,
     submission_arrival,
 )
+from schema.text import storable
 from schema.types import database_now
 from worker.errors import Stage
 from worker.film.reader import FilmHeader
@@ -279,7 +280,7 @@ class _Chunk:
     def _add_rejected(self, file: Examined) -> None:
         assert file.code is not None
         self._counts.rejected[file.code] += 1
-        self._add_arrival(file.source, ArrivalState.REJECTED, None, Refusal(file.code, file.detail))
+        self._add_arrival(file.source, ArrivalState.REJECTED, None, Refusal(file.code, storable(file.detail)))
 
     def _add_film(self, film: _Keyed) -> None:
         instance_id = self._instances.get(film.key)
@@ -384,13 +385,6 @@ def _insert_or_ignore(connection: Connection) -> Any:
     return dialect.insert(submission_arrival).on_conflict_do_nothing()
 
 
-def _fit(value: str, length: int) -> str:
-    """``value`` as a column of ``length`` characters takes it: PostgreSQL refuses NUL and lone surrogates."""
-    if value.isascii():
-        return value.replace("\0", "")[:length]
-    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "")[:length]
-
-
 #: (column, attribute of the header, length of the column).
 _Columns = tuple[tuple[str, str, int], ...]
 
@@ -428,7 +422,7 @@ _IDENTIFIERS = _columns(
 
 
 def _fitting(columns: _Columns, header: FilmHeader) -> dict[str, str]:
-    return {column: _fit(getattr(header, attribute), length) for column, attribute, length in columns}
+    return {column: storable(getattr(header, attribute), length) for column, attribute, length in columns}
 
 
 def _instance_row(site_key: bytes, film: _Keyed, instance_id: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from worker.film.codecs import SYNTAXES
 from worker.film.pixels import PixelLayout
 from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.inference.engines.base import EngineBuildError, Precision
+from worker.inference.registry import bundle_folder
 from worker.monitor.information import information
 from worker.monitor.machine import Machine, opened
 from worker.monitor.status import duration, films, free_bytes
@@ -270,7 +271,7 @@ def _has_films(machine: Machine) -> bool:
 
 
 def _bundle(machine: Machine) -> Finding:
-    folder = bundle_folder(machine)
+    folder = _serving_folder(machine)
     try:
         manifest = read_manifest(folder)
     except BundleError as error:
@@ -278,7 +279,7 @@ def _bundle(machine: Machine) -> Finding:
     return Finding("ok", f"{manifest.key}, every file as its manifest says")
 
 
-def bundle_folder(machine: Machine) -> Path:
+def _serving_folder(machine: Machine) -> Path:
     """Folder of the bundle in service, or of the one that the first start will register."""
     if machine.ready:
         with machine.database.read() as connection:
@@ -288,7 +289,7 @@ def bundle_folder(machine: Machine) -> Path:
                 .where(bundle_alias.c.alias == "champion")
             )
         if sha256 is not None:
-            return machine.settings.home / "bundles" / str(sha256)[:16]
+            return bundle_folder(machine.settings, str(sha256))
     return Path(machine.settings.bundle).expanduser() if machine.settings.bundle else PACKAGED_BUNDLE
 
 

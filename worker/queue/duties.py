@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, exists, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from schema.database import Database
 from schema.tables import duty, job
@@ -56,6 +57,14 @@ def standard_duties(settings: Settings, in_flight: Callable[[], Collection[str]]
 
 def ensure_duties(database: Database, duties: Sequence[Duty]) -> None:
     """Add rows of new duties; changed intervals take effect after the next time."""
+    try:
+        _write_duties(database, duties)
+    except IntegrityError:
+        # Another worker that starts in the same moment has just added them.
+        _write_duties(database, duties)
+
+
+def _write_duties(database: Database, duties: Sequence[Duty]) -> None:
     with database.read() as connection:
         known = {row.name: row.every_seconds for row in connection.execute(select(duty.c.name, duty.c.every_seconds))}
     if all(known.get(item.name) == item.every_seconds for item in duties):

@@ -14,8 +14,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, or_, select, true
 from sqlalchemy.exc import DBAPIError
 
-from schema.database import Database, is_busy
+from schema.database import Database
 from schema.tables import JobKind, JobState, arrival, job, submission, submission_arrival
 from worker import REVISION
 from worker.errors import FilmError
@@ -32,7 +31,7 @@ from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, post
 from worker.queue.leases import heartbeat, in_state, make_due_ready, seen
 from worker.queue.ledger import WorkerIdentity, claim, deregister_worker, release
 from worker.queue.outcomes import Claim, Outcome
-from worker.queue.patience import Patience
+from worker.queue.patience import Patience, outage_ends
 from worker.queue.solo import Processor, run_solo, watch_child
 from worker.queue.watermarks import DiskWatermark
 from worker.settings import Settings
@@ -133,7 +132,7 @@ class WorkerLoop:
         self._stop = stop
         self._patience = Patience(wait=stop.wait)
         self._over.clear()
-        with _outage_ends(stop.is_set):
+        with outage_ends(stop.is_set):
             self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
         idle = _open_jobs(submission_id) if until_idle or submission_id is not None else None
         batches = [
@@ -153,7 +152,7 @@ class WorkerLoop:
                 thread.join()
             ended.set()
             keeper.join()
-            with _outage_ends(lambda: True):
+            with outage_ends(lambda: True):
                 deregister_worker(self._database, self._worker)
         if self._failure is not None:
             raise self._failure
@@ -178,7 +177,7 @@ class WorkerLoop:
             if self._disk.full():
                 self._pause()
                 continue
-            with _outage_ends(lambda: self._ending):
+            with outage_ends(lambda: self._ending):
                 claimed = self._claim()
                 if claimed is not None:
                     self._carry_out(claimed)
@@ -359,7 +358,7 @@ class WorkerLoop:
                     "batches: this worker ends, and its films go to another one or to its next start."
                 )
                 return
-            with _outage_ends(lambda: True):
+            with outage_ends(lambda: True):
                 seen(self._database, self._worker.id)
                 for batch in batches:
                     self._renew(batch)
@@ -377,18 +376,8 @@ class WorkerLoop:
                 return
             if self._clock() >= look_at:
                 look_at = self._clock() + self._settings.poll_seconds
-                with _outage_ends(lambda: True):
+                with outage_ends(lambda: True):
                     do_due_duties(self._database, self._worker, self._duties)
-
-
-@contextmanager
-def _outage_ends(accepted: Callable[[], bool]) -> Iterator[None]:
-    """Leave the block where the database is away and that is ``accepted``: what is open stays in the ledger."""
-    try:
-        yield
-    except DBAPIError as error:
-        if not (is_busy(error) and accepted()):
-            raise
 
 
 def _open_jobs(submission_id: int | None) -> Select[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -65,3 +66,13 @@ class Patience:
             log.error("The database does not take our work (%s): trying until it does.", type(error).__name__)
         else:
             log.warning("The database takes our work again.")
+
+
+@contextmanager
+def outage_ends(accepted: Callable[[], bool]) -> Iterator[None]:
+    """Leave the block where the database is away and that is ``accepted``: what is open stays in the ledger."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not (is_busy(error) and accepted()):
+            raise

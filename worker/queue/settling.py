@@ -34,7 +34,7 @@ def settle_firsts(connection: Connection, films: Sequence[tuple[ClaimedJob, Film
         Another worker settled one of these contents in this moment: settle one at a time.
     """
     counts = Counter(result.content_hash for _, result in films)
-    known: dict[str, int] = dict(connection.execute(_KNOWN, {"hashes": list(counts)}).tuples().all())
+    known = {row.content_hash: row.id for row in connection.execute(_KNOWN, {"hashes": list(counts)})}
     firsts = [
         (job, result)
         for job, result in films

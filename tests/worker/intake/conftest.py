@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from intake_rows import copy_of
-from ledger_rows import Ledger, settings_for, template_database
+from ledger_rows import Ledger, add_bundle, settings_for, template_database
 
 from schema.database import Database
 from worker.queue.ledger import register_worker
@@ -23,15 +22,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def database(template: Path, home: Path) -> Iterator[Database]:
-    database = copy_of(template, home)
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    add_bundle(database)
     yield database
     database.close()
 
 
 @pytest.fixture
-def settings(home: Path) -> Settings:
-    return settings_for(home, settle_seconds=0.0)
+def settings(home: Path, database_url: str) -> Settings:
+    return settings_for(home, database_url=database_url, settle_seconds=0.0)
 
 
 @pytest.fixture

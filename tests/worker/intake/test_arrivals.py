@@ -160,6 +160,22 @@ def test_a_second_file_of_an_alias(ledger: Ledger) -> None:
     assert (state_of(ledger, "c")[0], state_of(ledger, "d")[0]) == ("duplicate", "conflict")
 
 
+def test_an_alias_of_a_film_without_use_adopts_the_next_file(ledger: Ledger) -> None:
+    register(ledger.database, film("2.25.9", "z"), film("2.25.1", "a"), film("2.25.1", "b"))
+    work(ledger, {"z": "?A", "a": "?A", "b": "B"})
+    assert state_of(ledger, "a") == ("rejected", "LATERAL", False)
+    assert state_of(ledger, "b") == ("instance", None, True)
+    assert one(ledger.database, tables.instance, tables.instance.c.id == 2).alias_of is None
+
+
+def test_duplicates_share_the_fate_of_the_file_they_repeat(ledger: Ledger) -> None:
+    register(ledger.database, *(film("2.25.1", path) for path in "ab"))
+    work(ledger, {"a": "?A", "b": "?A"})
+    register(ledger.database, film("2.25.1", "c"))
+    work(ledger, {"c": "C"})
+    assert state_of(ledger, "a") == state_of(ledger, "b") == ("rejected", "LATERAL", False)
+
+
 def test_when_a_film_gets_another_picture_its_aliases_speak_for_the_old_one(ledger: Ledger) -> None:
     register(ledger.database, *(film(f"2.25.{number}", path) for number, path in enumerate("abc", start=1)))
     work(ledger, {"a": "?A", "b": "?A", "c": "?A"})

@@ -5,6 +5,7 @@ import threading
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -226,10 +227,11 @@ def test_the_estimate_comes_from_recent_films(ledger: Ledger, tmp_path: Path) ->
     assert before.estimated_hours == pytest.approx(40 * 1.5 / 3600)
     work(ledger, {row.path: row.path for row in rows(database, tables.identity)})
     with database.write() as connection:
-        second = func.strftime("%Y-%m-%d %H:%M:%f000", "2026-01-01", func.printf("+%d seconds", tables.job.c.id * 3))
-        connection.execute(update(tables.job).values(finished_at=second))
+        for number in range(1, 40):
+            second = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=3 * number)
+            connection.execute(update(tables.job).where(tables.job.c.id == number).values(finished_at=second))
         # Nothing was to be done for a day: that is no slowness.
-        late = func.strftime("%Y-%m-%d %H:%M:%f000", "2026-01-02")
+        late = datetime(2026, 1, 2, tzinfo=UTC)
         connection.execute(update(tables.job).where(tables.job.c.id == 40).values(finished_at=late))
     later = submit(database, ledger.settings, [tmp_path], dry_run=True)
     assert later.seconds_each == pytest.approx((38 * 3 + 60) / 39)

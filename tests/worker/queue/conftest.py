@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger_rows import Ledger, settings_for, template_database
+from ledger_rows import Ledger, add_bundle, settings_for, template_database
 
 from schema.database import Database
 from worker.queue.ledger import register_worker
@@ -18,17 +17,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def database(template: Path, tmp_path: Path) -> Iterator[Database]:
-    file = tmp_path / "carina.sqlite"
-    shutil.copy(template, file)
-    database = Database(f"sqlite:///{file}")
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    add_bundle(database)
     yield database
     database.close()
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return settings_for(tmp_path)
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return settings_for(tmp_path, database_url=database_url)
 
 
 @pytest.fixture

@@ -307,7 +307,8 @@ class TestSuspects:
         return ids
 
     def solo(self, ledger: Ledger) -> list[str]:
-        options = {"home": str(ledger.settings.home), "settings": {}, "seconds_per_film": 0.0}
+        settings = {"database_url": ledger.settings.database_url}
+        options = {"home": str(ledger.settings.home), "settings": settings, "seconds_per_film": 0.0}
         return command("solo", options)
 
     def test_run_in_a_child_only_the_culprit_is_convicted(self, ledger: Ledger, tmp_path: Path) -> None:
