@@ -5,6 +5,9 @@ One worker claims 16 films, renews its lease once, and finishes them with the fu
 in ledgers of growing size. Target: 1 ms a film or less, flat from 1,000 to 100,000 films.
 
     python benchmarks/ledger.py [--sizes 1000 10000 100000] [--batches 30] [--dir FOLDER] [--profile]
+
+With ``--database-url postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` the ledgers are new databases
+on that server, which are dropped afterwards; the named one is left alone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from ledger_rows import add_bundle, fresh_database, full_result, register_films, settings_for
+from servers import GivenPostgresql
 
 from schema.database import Database
 from worker.queue.finish import finish
@@ -51,9 +55,11 @@ def one_batch(database: Database, worker, bundle_id: int, settings) -> dict[str,
     return {name: 1000.0 * seconds / CLAIM for name, seconds in times.items()}
 
 
-def measure(folder: Path, size: int, batches: int, profile: cProfile.Profile | None) -> dict[str, float]:
+def measure(
+    folder: Path, size: int, batches: int, profile: cProfile.Profile | None, server: GivenPostgresql | None
+) -> dict[str, float]:
     """Median milliseconds per film at a ledger of ``size`` films."""
-    database = fresh_database(folder / str(size))
+    database = Database(server.fresh_database()) if server else fresh_database(folder / str(size))
     settings = settings_for(folder / str(size))
     bundle_id = add_bundle(database)
     for first in range(0, size, 5000):
@@ -67,6 +73,8 @@ def measure(folder: Path, size: int, batches: int, profile: cProfile.Profile | N
         profile.disable()
     deregister_worker(database, worker)
     database.close()
+    if server:
+        server.drop(database.url)
     return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
@@ -75,14 +83,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--database-url", help="a PostgreSQL server to measure instead of SQLite")
     parser.add_argument("--dir", type=Path, help="where the databases are made (default: the temporary folder)")
     parser.add_argument("--profile", action="store_true", help="print the profile in any case")
     options = parser.parse_args()
+    server = GivenPostgresql(options.database_url) if options.database_url else None
     missed = False
     print(f"{'films':>8} {'claim':>8} {'heartbeat':>10} {'finish':>8} {'total':>8}  ms per film, claim {CLAIM}")
     for size in options.sizes:
         with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-            times = measure(Path(folder), size, options.batches, None)
+            times = measure(Path(folder), size, options.batches, None, server)
             total = sum(times.values())
             print(
                 f"{size:8d} {times['claim']:8.3f} {times['heartbeat']:10.3f} {times['finish']:8.3f} {total:8.3f}",
@@ -93,7 +103,7 @@ def main() -> int:
     if missed or options.profile:
         profile = cProfile.Profile()
         with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-            measure(Path(folder), options.sizes[0], options.batches, profile)
+            measure(Path(folder), options.sizes[0], options.batches, profile, server)
         pstats.Stats(profile).sort_stats("cumulative").print_stats(30)
     if missed:
         print(f"more than {TARGET_MS} ms a film")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from server_process import ServersUnavailableError
 
 from schema.database import Database
 
@@ -35,7 +36,7 @@ def postgresql_server() -> servers.Databases:
     """The PostgreSQL server of this run."""
     try:
         return servers.postgresql()
-    except servers.ServersUnavailableError as error:
+    except ServersUnavailableError as error:
         pytest.skip(str(error))
 
 
@@ -54,7 +55,7 @@ def broker_server() -> servers.BrokerServer | servers.GivenBroker:
     """The Valkey or Redis server of this run."""
     try:
         return servers.broker()
-    except servers.ServersUnavailableError as error:
+    except ServersUnavailableError as error:
         pytest.skip(str(error))
 
 

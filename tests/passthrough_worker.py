@@ -8,6 +8,8 @@ poison     the process that reads it dies of SIGSEGV, whoever it is
 brittle    its decoder child is reported dead of SIGABRT
 broken     it cannot be decoded
 gate PATH  ``PATH.started`` is made, then it waits for ``PATH.go``
+
+With a ``broker_url`` in the settings it takes tickets too.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from worker.queue.ledger import register_worker  # noqa: E402
 from worker.queue.loop import WorkerLoop, run_solo  # noqa: E402
 from worker.queue.outcomes import ClaimedJob, Outcome  # noqa: E402
 from worker.queue.solo import die_with_parent  # noqa: E402
+from worker.queue.tasks import consuming  # noqa: E402
+from worker.queue.tickets import announcing  # noqa: E402
 
 
 class PassthroughProcessor:
@@ -93,16 +97,19 @@ def work(options: dict[str, Any]) -> None:
     settings = settings_for(Path(options["home"]), **options["settings"])
     database = Database(settings.url)
     worker = register_worker(database, settings, options["name"])
-    loop = WorkerLoop(
-        settings,
-        database,
-        worker,
-        PassthroughProcessor(options["seconds_per_film"]),
-        solo_command=command("solo", options),
-    )
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    loop.run(stop, until_idle=not options.get("stay", False))
+    with announcing(settings, database) as announce:
+        loop = WorkerLoop(
+            settings,
+            database,
+            worker,
+            PassthroughProcessor(options["seconds_per_film"]),
+            solo_command=command("solo", options),
+            announce=announce,
+        )
+        with consuming(settings, loop.run_batch, name=worker.name, stop=stop) as end:
+            signal.signal(signal.SIGTERM, lambda number, frame: end())
+            loop.run(stop, until_idle=not options.get("stay", False))
 
 
 def solo(options: dict[str, Any], lease_id: str) -> None:

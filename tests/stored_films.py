@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import servers
+from server_process import ServersUnavailableError
 from sqlalchemy import insert, select, update
 
 from schema import tables
@@ -45,7 +46,7 @@ def _sqlite_template() -> Path:
 def _postgresql() -> servers.Databases:
     try:
         return servers.postgresql()
-    except servers.ServersUnavailableError as error:
+    except ServersUnavailableError as error:
         pytest.skip(str(error))
 
 

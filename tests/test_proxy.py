@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from proxy import Proxy
-from servers import wait_until
+from server_process import wait_until
 
 
 @pytest.fixture

@@ -27,12 +27,13 @@ from trainer.networks.small_classifier import SmallClassifier
 from trainer.onnx_export import ClassificationOutputs, SegmentationOutputs, export_onnx, round_weights
 from trainer.phantom_samples import FINDINGS, PREPROCESS, SIZE, Samples, draw_many, draw_samples
 from trainer.phantom_training import (
+    SHRINK,
     Course,
     GuidedClassifier,
+    HalfSize,
     Phase,
     as_tensor,
     classification_loss,
-    refinement_loss,
     segmentation_loss,
     train,
 )
@@ -52,24 +53,18 @@ class Recipe:
     """Everything that decides what comes out of a run."""
 
     seed: int = 1
-    steps: int = 1000
-    refinement_steps: int = 350
+    steps: int = 1200
     base_width: int = 8
     phantoms: int = 6000
     held_out: int = 300
 
     def segmentation(self) -> Course:
-        """Two thirds of the steps at half size, where a film costs a quarter, then full size."""
-        coarse = round(2 / 3 * self.steps)
-        return Course("segmentation", (Phase(coarse, 16, 2), Phase(self.steps - coarse, 8)), 2e-3)
-
-    def refinement(self) -> Course:
-        """At full size once more, for the carina and for clean borders."""
-        return Course("refinement", (Phase(self.refinement_steps, 8),), 1e-3)
+        """At the size the network will see: see :class:`trainer.phantom_training.HalfSize`."""
+        return Course("segmentation", (Phase(self.steps, 16, SHRINK),), 2e-3)
 
     def classification(self) -> Course:
         """On chests only: what is not a chest never reaches the findings."""
-        coarse = round(self.steps / 4)
+        coarse = round(self.steps / 5)
         return Course("classification", (Phase(coarse, 32, 2), Phase(coarse // 2, 32)), 2e-3)
 
 
@@ -87,15 +82,11 @@ def build(out: Path, recipe: Recipe, *, workers: int = 2, resume: bool = False) 
         unet, recipe.segmentation(), segmentation_loss, samples, state / "segmentation.pt",
         seed=recipe.seed, resume=resume,
     )  # fmt: skip
-    segmenter = train(
-        segmenter, recipe.refinement(), refinement_loss, samples, state / "refinement.pt",
-        seed=recipe.seed, resume=resume,
-    )  # fmt: skip
     finder = train(
         classifier, recipe.classification(), classification_loss, samples.chests(), state / "classification.pt",
         seed=recipe.seed, resume=resume,
     )  # fmt: skip
-    return package(out, recipe, segmenter, finder.network, data_digest(samples))
+    return package(out, recipe, HalfSize(segmenter), finder.network, data_digest(samples))
 
 
 def package(out: Path, recipe: Recipe, segmenter: nn.Module, finder: nn.Module, digest: str) -> Manifest:
@@ -244,7 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.phantom_bundle", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the bundle's directory")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="batches for the segmentation network")
-    parser.add_argument("--refinement-steps", type=int, default=Recipe.refinement_steps, help="further ones at full size")
+    parser.add_argument(
+        "--refinement-steps", type=int, default=Recipe.refinement_steps, help="further ones at full size"
+    )
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--base-width", type=int, default=Recipe.base_width, help="filters of the U-Net's first depth")
     parser.add_argument("--held-out", type=int, default=Recipe.held_out, help="phantoms to choose and to measure on")
@@ -255,9 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    recipe = Recipe(
-        chosen.seed, chosen.steps, chosen.refinement_steps, chosen.base_width, chosen.phantoms, chosen.held_out
-    )
+    recipe = Recipe(chosen.seed, chosen.steps, chosen.base_width, chosen.phantoms, chosen.held_out)
     manifest = build(chosen.out, recipe, workers=chosen.workers, resume=chosen.resume)
     print(json.dumps(manifest.metrics, indent=2))  # noqa: T201
 

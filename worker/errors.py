@@ -105,6 +105,9 @@ CODES: dict[str, CodeDefinition] = {
         Stage.REGISTER, "The folder contains itself through a link.", "Nothing to do: the loop is skipped."
     ),
     "BAD_ARCHIVE": _permanent(Stage.REGISTER, "The zip archive cannot be read.", "Make the archive again."),
+    "WAITING": _transient(
+        Stage.READ, "The film's own file is not read yet, so this one cannot be compared with it.", "Nothing to do."
+    ),
     # Not our kind of picture
     "NOT_A_RADIOGRAPH": _ineligible(Stage.REGISTER, "The SOP class is not that of a projection radiograph.", _NOTHING),
     "MULTI_FRAME": _ineligible(Stage.REGISTER, "The object has more than one frame.", _NOTHING),

@@ -8,19 +8,24 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from schema.database import Database
+from worker.devices import Device, choose_devices, find_gpus, run_devices
 from worker.errors import CarinaError
 from worker.film.pool import DecoderPool
 from worker.inference.bundles import load_bundle
+from worker.inference.engines.backends import BACKENDS
 from worker.inference.registry import champion, record_engine
 from worker.intake.sources import resolve
 from worker.pipeline import Pipeline
-from worker.queue.ledger import WorkerIdentity, register_worker
 from worker.queue.loop import WorkerLoop, run_solo
+from worker.queue.tasks import consuming
+from worker.queue.tickets import announcing
+from worker.queue.workers import WorkerIdentity, register_worker
 from worker.settings import Settings, site_key
 
 log = logging.getLogger(__name__)
@@ -91,12 +96,44 @@ def open_pipeline(settings: Settings, database: Database) -> Iterator[Pipeline]:
 def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> None:
     """Claim and process batches until stopped (SIGTERM, SIGINT) or, on request, until nothing is ready."""
     stop = threading.Event()
-    with open_database(settings) as database, open_pipeline(settings, database) as pipeline:
-        worker = _register(database, settings, name, str(pipeline.bundle.engine_description["device"]))
-        loop = WorkerLoop(settings, database, worker, pipeline, solo_command=SOLO_COMMAND)
-        with stop_on_signals(stop.set):
+    with (
+        open_database(settings) as database,
+        announcing(settings, database) as announce,
+        open_pipeline(settings, database) as pipeline,
+    ):
+        worker = _register(database, settings, name, pipeline)
+        loop = WorkerLoop(settings, database, worker, pipeline, solo_command=SOLO_COMMAND, announce=announce)
+        with consuming(settings, loop.run_batch, name=worker.name, stop=stop) as end, stop_on_signals(end):
             log.info("worker %s ready: bundle %s", worker.name, pipeline.bundle.manifest.key)
             loop.run(stop, until_idle=until_idle)
+
+
+def run_device_workers(settings: Settings, wanted: str, *, name: str | None, arguments: Sequence[str]) -> None:
+    """Run one worker process per device until stopped (SIGTERM, SIGINT): ``carina worker --devices``.
+
+    The workers are called NAME-DEVICE, with the host's name for ``name`` if None;
+    ``arguments`` are passed on to each.
+
+    Raises
+    ------
+    CarinaError
+        There is no such device, or a worker cannot start.
+    """
+    devices = choose_devices(wanted, gpus=find_gpus(), backends=BACKENDS, backend=settings.backend)
+    if len(devices) > 1 and not settings.decoders:
+        share = {"CARINA_DECODERS": str(max(1, settings.decoder_count // len(devices)))}
+        devices = tuple(replace(device, environment={**device.environment, **share}) for device in devices)
+    prefix = name or socket.gethostname()
+
+    verbose = ["--verbose"] if log.isEnabledFor(logging.INFO) else []
+
+    def command(device: Device) -> list[str]:
+        worker = ["worker", "--with-parent", "--name", f"{prefix}-{device.name}", *arguments]
+        return [sys.executable, "-m", "worker.cli", *verbose, *worker]
+
+    stop = threading.Event()
+    with stop_on_signals(stop.set):
+        run_devices(devices, command, stop)
 
 
 def run_suspect(settings: Settings, lease_id: str) -> None:
@@ -128,12 +165,13 @@ def default_worker_names() -> Iterator[str]:
     return (f"{host}-{number}" for number in range(1, 65))
 
 
-def _register(database: Database, settings: Settings, name: str | None, device: str) -> WorkerIdentity:
+def _register(database: Database, settings: Settings, name: str | None, pipeline: Pipeline) -> WorkerIdentity:
+    device = str(pipeline.bundle.engine_description["device"])
     candidates = iter([name]) if name else default_worker_names()
     refused: CarinaError | None = None
     for candidate in candidates:
         try:
-            return register_worker(database, settings, candidate, device=device)
+            return register_worker(database, settings, candidate, device, bundle_id=pipeline.bundle_id)
         except CarinaError as error:
             refused = error
     assert refused is not None

@@ -32,6 +32,9 @@ class Settings:
 
     home: Path = _setting(Path("~/.carina"), "Folder for the database, the site key and compiled engines.")
     database_url: str = _setting("", "SQLAlchemy URL; empty means SQLite in the home folder.", secret=True)
+    broker_url: str = _setting(
+        "", "Redis or Valkey URL; empty means no broker: workers only look into the database.", secret=True
+    )
     bundle: str = _setting("", "Folder of the bundle to register first; empty means the packaged one.")
     roots: str = _setting(
         "local=/", "Named folders that films lie under, NAME=FOLDER separated by commas; the longest match wins."

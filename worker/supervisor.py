@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -98,15 +98,17 @@ def run_night(
     display: Display,
     stop: threading.Event,
     command: Sequence[str] = (sys.executable, "-m", "worker.cli", "worker"),
+    announce: Callable[[int], object] = lambda films: None,
 ) -> Night:
     """Register ``paths`` and process them with a separate worker until none of them waits.
 
     Setting ``stop`` ends it early: what was not started stays ready, and running the same
-    command again goes on from there.
+    command again goes on from there. ``announce`` is called after each commit with the number
+    of films that became ready.
     """
     started = time.monotonic()
     submission_id = open_submission(database, lane)
-    scan = _Scan(settings, database, paths, submission_id=submission_id, lane=lane, stop=stop)
+    scan = _Scan(settings, database, paths, submission_id=submission_id, lane=lane, stop=stop, announce=announce)
     worker = WorkerProcess(command)
     try:
         while True:
@@ -142,13 +144,16 @@ class _Scan:
         submission_id: int,
         lane: str,
         stop: threading.Event,
+        announce: Callable[[int], object],
     ) -> None:
         self._report: SubmissionReport | None = None
         self._error: BaseException | None = None
 
         def work() -> None:
             try:
-                self._report = submit(database, settings, paths, lane=lane, submission_id=submission_id, stop=stop)
+                self._report = submit(
+                    database, settings, paths, lane=lane, submission_id=submission_id, stop=stop, announce=announce
+                )
             except BaseException as error:
                 self._error = error
 

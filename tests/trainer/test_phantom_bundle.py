@@ -19,7 +19,7 @@ from trainer.phantom_bundle import Recipe, best_temperature, build  # noqa: E402
 from trainer.phantom_samples import draw_samples  # noqa: E402
 from trainer.phantom_training import Course, Phase, segmentation_loss, train, vary  # noqa: E402
 
-RECIPE = Recipe(seed=3, steps=4, refinement_steps=1, base_width=4, phantoms=32, held_out=24)
+RECIPE = Recipe(seed=3, steps=4, base_width=4, phantoms=32, held_out=24)
 
 
 @pytest.fixture(scope="module")

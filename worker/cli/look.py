@@ -133,12 +133,15 @@ def retry(jobs: tuple[int, ...], codes: tuple[str, ...], everything: bool) -> No
     Example: carina retry --code SOURCE_MISSING
     """
     from worker.queue.ledger import retry as retry_jobs
+    from worker.queue.tickets import announcing
     from worker.service import open_database
 
     if everything == bool(jobs or codes):
         raise click.UsageError("Name jobs, or --code CODE, or --all.")
-    with open_database(load_settings()) as database:
+    settings = load_settings()
+    with open_database(settings) as database, announcing(settings, database) as announce:
         count = retry_jobs(database, ids=jobs or None, codes=codes or None, actor=getpass.getuser())
+        announce(count)
     click.echo(f"{count} films are ready again.")
 
 
@@ -193,10 +196,13 @@ def accept(arrival: int) -> None:
     Example: carina conflicts accept 17
     """
     from worker.intake.conflicts import accept as accept_conflict
+    from worker.queue.tickets import announcing
     from worker.service import open_database
 
-    with open_database(load_settings()) as database:
+    settings = load_settings()
+    with open_database(settings) as database, announcing(settings, database) as announce:
         accept_conflict(database, arrival, actor=getpass.getuser())
+        announce(1)
     click.echo("Accepted: the film waits to be processed anew.")
 
 

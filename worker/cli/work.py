@@ -41,13 +41,19 @@ def process(
     """Register and process ``paths``, show the way and the summary; returns how many films failed."""
     from worker.cli.display import NightDisplay, summary_table
     from worker.errors import CarinaError
+    from worker.queue.tickets import announcing
     from worker.service import open_database, stop_on_signals
     from worker.supervisor import run_night
 
     console = Console(stderr=as_json)
     stop = threading.Event()
-    with open_database(settings) as database, NightDisplay(console) as display, stop_on_signals(stop.set):
-        night = run_night(settings, database, paths, lane=lane, display=display, stop=stop)
+    with (
+        open_database(settings) as database,
+        announcing(settings, database) as announce,
+        NightDisplay(console) as display,
+        stop_on_signals(stop.set),
+    ):
+        night = run_night(settings, database, paths, lane=lane, display=display, stop=stop, announce=announce)
     if report_folder is not None:
         written = make_report(settings, report_folder, night.submission_id)
         console.print(f"Report: {written}")
@@ -84,13 +90,28 @@ def submit(paths: tuple[Path, ...], lane: str, dry_run: bool, as_json: bool) -> 
     """
     from worker.cli.display import ScanDisplay, submission_table
     from worker.intake.scan import submit as submit_paths
+    from worker.queue.tickets import announcing
     from worker.service import open_database, stop_on_signals
 
     settings = load_settings()
     console = Console(stderr=as_json)
     stop = threading.Event()
-    with open_database(settings) as database, ScanDisplay(console) as display, stop_on_signals(stop.set):
-        report = submit_paths(database, settings, paths, lane=lane, dry_run=dry_run, progress=display.update, stop=stop)
+    with (
+        open_database(settings) as database,
+        announcing(settings, database) as announce,
+        ScanDisplay(console) as display,
+        stop_on_signals(stop.set),
+    ):
+        report = submit_paths(
+            database,
+            settings,
+            paths,
+            lane=lane,
+            dry_run=dry_run,
+            progress=display.update,
+            stop=stop,
+            announce=announce,
+        )
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
@@ -113,25 +134,42 @@ def watch(folder: Path, lane: str, after: str) -> None:
     Example: carina watch /data/incoming --lane icu
     """
     from worker.intake.watch import watch as watch_folder
+    from worker.queue.tickets import announcing
     from worker.service import open_database, stop_on_signals
 
     settings = load_settings()
     stop = threading.Event()
-    with open_database(settings) as database, stop_on_signals(stop.set):
+    with (
+        open_database(settings) as database,
+        announcing(settings, database) as announce,
+        stop_on_signals(stop.set),
+    ):
         click.echo("Watching; stop with Ctrl-C.")
-        watch_folder(database, settings, folder, lane=lane, stop=stop, after=after)
+        watch_folder(database, settings, folder, lane=lane, stop=stop, after=after, announce=announce)
 
 
 @click.command()
 @click.option("--name", help="This worker's name; default: the host name and a number.")
 @click.option("--until-idle", is_flag=True, help="Stop when nothing is ready any more.")
-def worker(name: str | None, until_idle: bool) -> None:
+@click.option("--devices", metavar="all|cpu|0,1", help="One worker process for each of these devices.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+def worker(name: str | None, until_idle: bool, devices: str | None, with_parent: bool) -> None:
     """Claim films from the ledger and process them until stopped.
 
-    Example: carina worker --until-idle
-    """
-    from worker.service import run_worker
+    With a broker (CARINA_BROKER_URL) work is also announced by tickets: docs/cluster.md.
 
+    Example: carina worker --devices all
+    """
+    from worker.service import run_device_workers, run_worker
+
+    if devices is not None:
+        arguments = ["--until-idle"] if until_idle else []
+        run_device_workers(load_settings(), devices, name=name, arguments=arguments)
+        return
+    if with_parent:
+        from worker.queue.solo import die_with_parent
+
+        die_with_parent()
     run_worker(load_settings(), name=name, until_idle=until_idle)
 
 

@@ -124,7 +124,7 @@ def replace_file(
 def _settle_film(
     connection: Connection, job: ClaimedJob, content: Content, geometry: Geometry | None, facts: FilmFacts | None
 ) -> Settlement:
-    values = {"content_hash": content.content_hash, "file_hash": content.file_hash, **_described(geometry, facts)}
+    values = {"content_hash": content.content_hash, "file_hash": content.file_hash, **described(geometry, facts)}
     mine = update(instance).where(instance.c.id == job.instance_id)
     twin = _twin(connection, job.instance_id, content)
     if twin is None:
@@ -221,7 +221,8 @@ def _in_work(connection: Connection, instance_id: int) -> bool:
     return connection.scalar(own) is not None or aliases_in_work(connection, instance_id)
 
 
-def _described(geometry: Geometry | None, facts: FilmFacts | None) -> dict[str, Any]:
+def described(geometry: Geometry | None, facts: FilmFacts | None) -> dict[str, Any]:
+    """Columns of ``instance`` that only reading the pixels tells."""
     values: dict[str, Any] = {}
     if geometry is not None:
         values.update(

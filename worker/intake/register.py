@@ -22,16 +22,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, insert, update
+from sqlalchemy import Connection, bindparam, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from schema.database import Database
-from schema.keys import is_held_out, patient_key, uid_key
+from schema.keys import uid_key
 from schema.tables import (
     PRIORITY,
     ArrivalState,
@@ -52,6 +52,7 @@ from worker.film.reader import FilmHeader
 from worker.intake.eligibility import Refusal, refusal
 from worker.intake.lookups import KnownArrival, allocate_ids, known_arrivals, known_instances
 from worker.intake.resubmission import hurry, hurry_verification, reopen
+from worker.intake.rows import identity_row, instance_row
 from worker.queue.outcomes import SourceReference
 
 log = logging.getLogger(__name__)
@@ -299,8 +300,8 @@ class _Chunk:
     def _add_instance(self, film: _Keyed) -> None:
         instance_id = self._instances[film.key] = next(self._instance_ids)
         arrival_id = self._add_arrival(film.file.source, ArrivalState.INSTANCE, instance_id)
-        self._rows.instance.append(_instance_row(self._site_key, film, instance_id))
-        self._rows.instance_identity.append(_identity_row(film.header, instance_id))
+        self._rows.instance.append(instance_row(self._site_key, film.header, film.key, instance_id))
+        self._rows.instance_identity.append(identity_row(film.header, instance_id))
         if film.refusal is None:
             self._counts.registered += 1
             self._rows.open_job.append(self._open_job(instance_id, arrival_id, JobKind.PROCESS))
@@ -383,69 +384,3 @@ _COUNT = (
 def _insert_or_ignore(connection: Connection) -> Any:
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     return dialect.insert(submission_arrival).on_conflict_do_nothing()
-
-
-#: (column, attribute of the header, length of the column).
-_Columns = tuple[tuple[str, str, int], ...]
-
-
-def _columns(table: Table, names: Iterable[tuple[str, str]]) -> _Columns:
-    lengths = {column.name: getattr(column.type, "length", 0) for column in table.columns}
-    return tuple((column, attribute, lengths[column]) for column, attribute in names)
-
-
-_FACTS = _columns(
-    instance,
-    (
-        ("sop_class_uid", "sop_class_uid"),
-        ("transfer_syntax_uid", "transfer_syntax_uid"),
-        ("modality", "modality"),
-        ("body_part", "body_part"),
-        ("view_position", "view_position"),
-        ("station", "station_name"),
-        ("manufacturer", "manufacturer"),
-        ("photometric_interpretation", "photometric_interpretation"),
-        ("sex", "sex"),
-    ),
-)
-_IDENTIFIERS = _columns(
-    instance_identity,
-    (
-        ("sop_instance_uid", "sop_instance_uid"),
-        ("study_instance_uid", "study_instance_uid"),
-        ("series_instance_uid", "series_instance_uid"),
-        ("patient_id", "patient_id"),
-        ("issuer_of_patient_id", "issuer_of_patient_id"),
-        ("accession_number", "accession_number"),
-    ),
-)
-
-
-def _fitting(columns: _Columns, header: FilmHeader) -> dict[str, str]:
-    return {column: storable(getattr(header, attribute), length) for column, attribute, length in columns}
-
-
-def _instance_row(site_key: bytes, film: _Keyed, instance_id: int) -> dict[str, Any]:
-    header = film.header
-    study = header.study_instance_uid or header.sop_instance_uid
-    patient = patient_key(site_key, header.issuer_of_patient_id, header.patient_id, otherwise=study)
-    return {
-        "id": instance_id,
-        "key": film.key,
-        "patient_key": patient,
-        "study_key": uid_key(site_key, header.study_instance_uid),
-        "series_key": uid_key(site_key, header.series_instance_uid),
-        "held_out": is_held_out(patient),
-        "age_days": header.age_days,
-        "film_rows": header.rows or None,
-        "film_columns": header.columns or None,
-        **_fitting(_FACTS, header),
-    }
-
-
-def _identity_row(header: FilmHeader, instance_id: int) -> dict[str, Any]:
-    return {
-        "instance_id": instance_id,
-        "study_date": header.study_date.isoformat() if header.study_date else "",
-        **_fitting(_IDENTIFIERS, header),
-    }

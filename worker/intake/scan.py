@@ -146,6 +146,7 @@ def submit(
     progress: Callable[[SubmissionReport], None] = lambda report: None,
     submission_id: int | None = None,
     stop: threading.Event | None = None,
+    announce: Callable[[int], object] = lambda films: None,
 ) -> SubmissionReport:
     """Register the films below ``paths``: files, folders, zip archives; headers only.
 
@@ -161,6 +162,8 @@ def submit(
         Of a submission begun with :func:`open_submission`; None begins one.
     stop
         Set it to end early, between two chunks.
+    announce
+        Called after each commit with the number of films that became ready.
 
     Raises
     ------
@@ -191,7 +194,10 @@ def submit(
             if room is not None and not room.wait(stop, poll_seconds=settings.poll_seconds, say=say):
                 return report
             report.paused = ""
-            report.counts.add(register.register(examined))
+            counts = register.register(examined)
+            if counts.work and not dry_run:
+                announce(counts.work)
+            report.counts.add(counts)
             progress(report)
             if stop.is_set():
                 return report

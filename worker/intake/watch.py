@@ -114,6 +114,7 @@ def watch(
     lane: str = Lane.ICU,
     stop: threading.Event,
     after: str = "leave",
+    announce: Callable[[int], object] = lambda films: None,
 ) -> None:
     """Register files as they appear below ``directory`` until ``stop`` is set.
 
@@ -125,6 +126,8 @@ def watch(
     after
         What becomes of a file once its film is through: ``"leave"``, ``"delete"`` or
         ``"move:FOLDER"`` (on the same file system, outside the watched folder).
+    announce
+        Called after each commit with the number of films that became ready.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def watch(
     roots = Roots(settings)
     roots.locate(folder)
     departure = parse_after(after, roots, folder)
-    _Watch(database, settings, roots, folder, lane=lane, departure=departure).run(stop)
+    _Watch(database, settings, roots, folder, lane=lane, departure=departure, announce=announce).run(stop)
 
 
 class _Watch:
@@ -150,12 +153,14 @@ class _Watch:
         *,
         lane: str,
         departure: Departure | None,
+        announce: Callable[[int], object],
     ) -> None:
         self._database = database
         self._settings = settings
         self._roots = roots
         self._folder = folder
         self._departure = departure
+        self._announce = announce
         self._settling = Settling(settings.settle_seconds)
         self._room = Room(database, settings)
         self._site_key = site_key(settings)
@@ -188,6 +193,7 @@ class _Watch:
                     return
                 if new:
                     counts = self._registrar().register(new)
+                    self._announce(counts.work)
                     log.info("%d files registered, %d of them to process", counts.files, counts.work)
 
     def _registrar(self) -> Registrar:

@@ -41,12 +41,27 @@ class Duty:
     limit_seconds: float = 600.0
 
 
-def standard_duties(settings: Settings, in_flight: Callable[[], Collection[str]]) -> tuple[Duty, ...]:
-    """The duties of every worker; ``in_flight`` returns the leases this process works under."""
+def standard_duties(
+    settings: Settings,
+    in_flight: Callable[[], Collection[str]],
+    announce: Callable[[int], object] = lambda films: None,
+) -> tuple[Duty, ...]:
+    """The duties of every worker.
+
+    Parameters
+    ----------
+    in_flight
+        Returns the leases this process works under.
+    announce
+        Called with the number of films that a sweep made ready.
+    """
     pause = settings.lease_seconds / 2
 
     def take_back(database: Database) -> str:
-        return str(sweep(database, mine=in_flight()))
+        report = sweep(database, mine=in_flight())
+        if report.expired + report.due:
+            announce(report.expired + report.due)
+        return str(report)
 
     return (
         # Two sweeps at once do no harm; none at all would leave a dead worker's films lying.

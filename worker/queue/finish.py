@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, Update, bindparam, insert, select, update
+from sqlalchemy import Connection, Select, Update, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, is_busy
@@ -51,6 +51,7 @@ LONE_DEATHS_FROM_OUTSIDE = 3
 WAITING = "WAITING"
 
 _LONGEST_DELAY_SECONDS = 3600.0
+_LONGEST_WAIT_SECONDS = 300.0
 _DETAIL_LENGTH = 2000
 _SIGNALS = frozenset(signal.Signals)
 
@@ -185,10 +186,16 @@ def _judge_content(connection: Connection, item: ClaimedJob, content: Content, s
             "waiting",
             code=WAITING,
             detail="the film's own job is still open",
-            delay=settings.poll_seconds,
+            delay=_wait_seconds(connection, item, settings),
             counted=False,
         )
     return _Verdict(item, JobState.DONE, "done")
+
+
+def _wait_seconds(connection: Connection, item: ClaimedJob, settings: Settings) -> float:
+    """Doubles with each look: every look reads the whole file again, and the film's own job may wait an hour."""
+    looks = connection.scalar(select(func.count()).where(attempt.c.job_id == item.id, attempt.c.outcome == "waiting"))
+    return min(_LONGEST_WAIT_SECONDS, settings.poll_seconds * 2.0 ** min(looks or 0, 10))
 
 
 def _judge_error(connection: Connection, item: ClaimedJob, error: FilmError, settings: Settings) -> _Verdict:

@@ -1,7 +1,8 @@
 """What does a worker do all night?
 
 Claim, process, finish, in a few threads, so that one batch is read while another is
-inferred; next to them one thread that keeps the leases and one that does the duties. The
+inferred; next to them one thread that keeps the leases and one that does the duties. A
+ticket from a broker is a call of :meth:`WorkerLoop.run_batch` from yet another thread. The
 loop outlives a database that is away and a disk that is full. It does not outlive itself
 getting stuck: then it lets go of its films and ends, and whoever started it starts it again.
 """
@@ -26,6 +27,7 @@ from schema.database import Database
 from schema.tables import JobKind, JobState, arrival, job, submission, submission_arrival
 from worker import REVISION
 from worker.errors import FilmError
+from worker.queue.batches import BatchReport, Slots
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, postpone
 from worker.queue.leases import heartbeat, in_state, make_due_ready, seen
@@ -36,12 +38,14 @@ from worker.queue.solo import Processor, run_solo, watch_child
 from worker.queue.watermarks import DiskWatermark
 from worker.settings import Settings
 
-__all__ = ["STALLED_EXIT_CODE", "Processor", "WorkerLoop", "run_solo"]
+__all__ = ["IN_FLIGHT", "STALLED_EXIT_CODE", "Processor", "WorkerLoop", "run_solo"]
 
 log = logging.getLogger(__name__)
 
 #: Exit code of a worker that got stuck: EX_TEMPFAIL, starting it again helps.
 STALLED_EXIT_CODE = 75
+#: Batches a worker works on at the same time: one is read while the other is inferred.
+IN_FLIGHT = 2
 
 _LOOK_SECONDS = 0.2
 
@@ -50,9 +54,14 @@ _LOOK_SECONDS = 0.2
 class _Batch:
     """A lease this process works under, and when something last moved."""
 
-    lease_id: str
+    claim: Claim
     moved_at: float
+    report: BatchReport
     held: bool = True
+
+    @property
+    def lease_id(self) -> str:
+        return self.claim.lease_id
 
 
 def _exit_stalled(message: str) -> None:
@@ -73,6 +82,8 @@ class WorkerLoop:
         Command that, with a lease id appended, calls :func:`run_solo` in a new process.
     in_flight
         Batches worked on at the same time.
+    announce
+        Called with a number of films that are ready for anybody.
     extra_duties
         Duties besides the standard ones.
     on_stall
@@ -92,7 +103,8 @@ class WorkerLoop:
         *,
         solo_command: Sequence[str],
         revision: int = REVISION,
-        in_flight: int = 2,
+        in_flight: int = IN_FLIGHT,
+        announce: Callable[[int], object] = lambda films: None,
         extra_duties: Sequence[Duty] = (),
         on_stall: Callable[[str], object] = _exit_stalled,
         disk: DiskWatermark | None = None,
@@ -105,7 +117,9 @@ class WorkerLoop:
         self._solo_command = list(solo_command)
         self._revision = revision
         self._in_flight = in_flight
-        self._duties = (*standard_duties(settings, self._leases), *extra_duties)
+        self._slots = Slots(in_flight)
+        self._announce = announce
+        self._duties = (*standard_duties(settings, self._leases, announce), *extra_duties)
         self._on_stall = on_stall
         self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
         self._clock = clock
@@ -123,6 +137,20 @@ class WorkerLoop:
         """Look for films at once instead of at the next poll."""
         self._wake.set()
 
+    def run_batch(self) -> BatchReport:
+        """Claim one batch, process it and write what came of it: what a ticket asks for.
+
+        Waits for a slot. Nothing is claimed while the disk is full or after the loop's end.
+        """
+        with self._slots.for_ticket() as given:
+            if not given or self._disk.full():
+                return BatchReport()
+            try:
+                return self._one_batch()
+            except BaseException as error:
+                self._fail(error)
+                raise
+
     def run(self, stop: threading.Event, *, until_idle: bool = False, submission_id: int | None = None) -> None:
         """Work until ``stop`` is set; the batches being processed are finished first.
 
@@ -132,6 +160,7 @@ class WorkerLoop:
         self._stop = stop
         self._patience = Patience(wait=stop.wait)
         self._over.clear()
+        self._slots.open()
         with outage_ends(stop.is_set):
             self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
         idle = _open_jobs(submission_id) if until_idle or submission_id is not None else None
@@ -148,8 +177,10 @@ class WorkerLoop:
         finally:
             self._over.set()
             self._wake.set()
+            self._slots.close()
             for thread in batches:
                 thread.join()
+            self._slots.wait_until_free()
             ended.set()
             keeper.join()
             with outage_ends(lambda: True):
@@ -168,24 +199,36 @@ class WorkerLoop:
         try:
             work()
         except BaseException as error:
-            self._failure = self._failure or error
-            self._over.set()
-            self._wake.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._over.set()
+        self._wake.set()
 
     def _work(self, idle: Select[Any] | None) -> None:
         while not self._ending:
             if self._disk.full():
                 self._pause()
                 continue
+            with self._slots.for_poll() as given:
+                if given and self._one_batch().claimed:
+                    continue
             with outage_ends(lambda: self._ending):
-                claimed = self._claim()
-                if claimed is not None:
-                    self._carry_out(claimed)
-                elif idle is not None and self._nothing_open(idle):
+                if idle is not None and self._nothing_open(idle):
                     self._over.set()
                     self._wake.set()
                 else:
                     self._pause()
+
+    def _one_batch(self) -> BatchReport:
+        with outage_ends(lambda: self._ending):
+            claimed = self._claim()
+            if claimed is not None:
+                if claimed.suspect or len(claimed.jobs) >= self._settings.claim_size:
+                    self._announce(self._settings.claim_size)
+                return self._carry_out(claimed)
+        return BatchReport()
 
     def _pause(self) -> None:
         self._wake.wait(self._settings.poll_seconds)
@@ -239,24 +282,26 @@ class WorkerLoop:
             with self._lock:
                 self._lost_claims.discard(lease_id)
 
-    def _carry_out(self, claimed: Claim) -> None:
+    def _carry_out(self, claimed: Claim) -> BatchReport:
+        batch = _Batch(claimed, self._clock(), BatchReport(len(claimed.jobs), alone=claimed.suspect))
         with self._lock:
-            self._batches[claimed.lease_id] = _Batch(claimed.lease_id, self._clock())
+            self._batches[claimed.lease_id] = batch
         try:
             if self._stop.is_set():
-                self._release(claimed)
+                self._release(batch)
             elif claimed.suspect:
-                self._run_alone(claimed)
+                self._run_alone(batch)
             else:
-                self._process(claimed)
+                self._process(batch)
+            return batch.report
         finally:
             if claimed.suspect:
                 self._solo.release()
             with self._lock:
                 self._batches.pop(claimed.lease_id, None)
 
-    def _process(self, claimed: Claim) -> None:
-        lease_id = claimed.lease_id
+    def _process(self, batch: _Batch) -> None:
+        claimed, lease_id = batch.claim, batch.lease_id
         try:
             outcomes = self._processor.process(claimed.jobs, lambda: self._moved(lease_id))
         except Exception as error:
@@ -264,16 +309,18 @@ class WorkerLoop:
             words = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
             log.error("a batch of %d films failed as a whole: %s", len(claimed.jobs), words)
             outcomes = []
+            batch.report.failure = words
             missing = FilmError("ENGINE_FAILED", words)
         else:
             missing = FilmError("ENGINE_FAILED", "the film came back without an outcome")
         if outcomes:
-            self._finish(claimed, outcomes)
+            self._finish(batch, outcomes)
         answered = {outcome.job.id for outcome in outcomes}
         if any(item.id not in answered for item in claimed.jobs):
-            self._postpone(claimed, missing)
+            self._postpone(batch, missing)
 
-    def _run_alone(self, claimed: Claim) -> None:
+    def _run_alone(self, batch: _Batch) -> None:
+        claimed = batch.claim
         (item,) = claimed.jobs
         log.warning("job %d is run alone: its last holder died", item.id)
         try:
@@ -284,35 +331,32 @@ class WorkerLoop:
                 limit_seconds=self._settings.stall_seconds,
             )
         except OSError as error:
-            self._postpone(claimed, FilmError("ENGINE_FAILED", f"its process did not start: {error.strerror}"))
+            self._postpone(batch, FilmError("ENGINE_FAILED", f"its process did not start: {error.strerror}"))
             return
         if code is None or (self._stop.is_set() and code in SIGNALS_FROM_OUTSIDE):
-            self._release(claimed)
+            self._release(batch)
         elif code < 0:
-            self._finish(claimed, [Outcome(item, crash=code)])
+            self._finish(batch, [Outcome(item, crash=code)])
         else:
             # After a finished job this finds nothing to postpone. A child that gives up by itself
             # may lack its engine or its database: that is no proof against the film.
-            self._postpone(claimed, FilmError("ENGINE_FAILED", f"its process gave up with exit code {code}"))
+            self._postpone(batch, FilmError("ENGINE_FAILED", f"its process gave up with exit code {code}"))
 
-    def _finish(self, claimed: Claim, outcomes: Sequence[Outcome]) -> None:
-        self._report(
-            self._patiently(
-                claimed.lease_id, lambda: finish(self._database, claimed, outcomes, settings=self._settings)
-            )
-        )
+    def _finish(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+        self._write(batch, lambda: finish(self._database, batch.claim, outcomes, settings=self._settings))
 
-    def _postpone(self, claimed: Claim, error: FilmError) -> None:
-        self._report(
-            self._patiently(claimed.lease_id, lambda: postpone(self._database, claimed, error, settings=self._settings))
-        )
+    def _postpone(self, batch: _Batch, error: FilmError) -> None:
+        self._write(batch, lambda: postpone(self._database, batch.claim, error, settings=self._settings))
 
-    def _release(self, claimed: Claim) -> None:
-        self._patiently(claimed.lease_id, lambda: release(self._database, claimed.lease_id))
+    def _release(self, batch: _Batch) -> None:
+        batch.report.released += self._patiently(batch.lease_id, lambda: release(self._database, batch.lease_id))
 
-    def _report(self, report: FinishReport) -> None:
-        if report.fenced:
-            log.warning("%d results came after their lease was lost: fenced, nothing written", len(report.fenced))
+    def _write(self, batch: _Batch, operation: Callable[[], FinishReport]) -> None:
+        written: FinishReport = self._patiently(batch.lease_id, operation)
+        batch.report.states.update(state.value for state in written.states.values())
+        batch.report.fenced += len(written.fenced)
+        if written.fenced:
+            log.warning("%d results came after their lease was lost: fenced, nothing written", len(written.fenced))
 
     def _patiently(self, lease_id: str, operation: Callable[[], Any]) -> Any:
         """Try until the database takes it; at the end of the loop no longer than a lease lasts."""

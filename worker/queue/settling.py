@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from schema.tables import ArrivalState, JobKind, arrival, instance
-from worker.intake.arrivals import Settlement, _described
+from worker.intake.arrivals import Settlement, described
 from worker.queue.outcomes import ClaimedJob
 from worker.results.result import FilmResult
 
@@ -54,7 +54,7 @@ def _film_values(job: ClaimedJob, result: FilmResult) -> dict[str, Any]:
         "content_hash": result.content_hash,
         "file_hash": result.file_hash,
         "alias_of": None,
-        **_described(result.geometry, result.facts),
+        **described(result.geometry, result.facts),
     }
 
 

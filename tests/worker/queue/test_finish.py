@@ -20,12 +20,13 @@ from ledger_rows import (
     register_films,
     settings_for,
 )
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
 from schema import tables
 from schema.database import Database
-from schema.tables import JobState
+from schema.tables import JobState, job
+from schema.types import database_now, seconds_since
 from worker.errors import CODES, FilmError, Kind
 from worker.queue.finish import LONE_DEATHS_FROM_OUTSIDE, WAITING, _later, finish, postpone
 from worker.queue.invariants import check_invariants
@@ -358,3 +359,21 @@ class TestVerify:
         assert (row.state, row.code, row.attempts) == ("delayed", WAITING, 0)
         assert self.arrival_state(ledger, arrival_id) == "unverified"
         assert check_invariants(ledger.database) == []
+
+    def test_each_look_at_a_film_that_is_not_ready_waits_longer(self, ledger: Ledger) -> None:
+        register_films(ledger.database, ["a"])
+        ledger.must_claim()
+        _, job_id = self.verify(ledger, {"content": Content("1" * 64, "2" * 64)})
+        waits = []
+        for _ in range(10):
+            with ledger.database.write() as connection:
+                due = connection.scalar(select(-seconds_since(job.c.available_at)).where(job.c.id == job_id))
+                waits.append(due)
+                connection.execute(update(job).where(job.c.id == job_id).values(available_at=database_now()))
+            make_due_ready(ledger.database)
+            claimed = ledger.must_claim()
+            outcomes = [Outcome(item, content=Content("1" * 64, "2" * 64)) for item in claimed.jobs]
+            finish(ledger.database, claimed, outcomes, settings=ledger.settings)
+        assert waits == sorted(waits)
+        assert waits[3] > 4 * waits[0]
+        assert waits[-1] <= 300
