@@ -9,8 +9,8 @@ instead of a wait. On PostgreSQL a read transaction is READ ONLY and sees one sn
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class Database:
         self.url = _parsed(url)
         self._writer = _engine(self.url, read_only=False)
         self._reader = _engine(self.url, read_only=True)
+        #: Entered around every transaction: here a worker watches whether the database answers.
+        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def dialect(self) -> str:
@@ -90,13 +92,13 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a transaction that commits at the end of the block and rolls back on an exception."""
-        with self._writer.begin() as connection:
+        with self.around(), self._writer.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a consistent, read-only view of the database."""
-        with self._reader.begin() as connection:
+        with self.around(), self._reader.begin() as connection:
             yield connection
 
     def close(self) -> None:

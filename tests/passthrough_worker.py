@@ -9,14 +9,21 @@ brittle    its decoder child is reported dead of SIGABRT
 broken     it cannot be decoded
 gate PATH  ``PATH.started`` is made, then it waits for ``PATH.go``
 
-With a ``broker_url`` in the settings it takes tickets too.
+With a ``broker_url`` in the settings it takes tickets too. ``CARINA_TEST_CLOCK_SHIFT`` moves
+its clock.
 """
 
+# ruff: noqa: E402 - the clock must be moved before anybody looks at it
 from __future__ import annotations
+
+import os
+
+from shifted_clock import VARIABLE, shift_clock
+
+shift_clock(float(os.environ.get(VARIABLE, "0")))
 
 import json
 import logging
-import os
 import resource
 import signal
 import subprocess
@@ -30,16 +37,18 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from ledger_rows import full_result, settings_for  # noqa: E402
+from ledger_rows import full_result, settings_for
 
-from schema.database import Database  # noqa: E402
-from worker.errors import CarinaError, FilmError  # noqa: E402
-from worker.queue.ledger import register_worker  # noqa: E402
-from worker.queue.loop import WorkerLoop, run_solo  # noqa: E402
-from worker.queue.outcomes import ClaimedJob, Outcome  # noqa: E402
-from worker.queue.solo import die_with_parent  # noqa: E402
-from worker.queue.tasks import consuming  # noqa: E402
-from worker.queue.tickets import announcing  # noqa: E402
+from schema.database import Database, DatabaseVersionError
+from worker.errors import CarinaError, FilmError
+from worker.queue.ledger import register_worker
+from worker.queue.loop import WorkerLoop, run_solo
+from worker.queue.outcomes import ClaimedJob, Outcome
+from worker.queue.patience import Patience
+from worker.queue.solo import die_with_parent
+from worker.queue.tasks import consuming
+from worker.queue.tickets import announcing
+from worker.queue.watchdog import Watchdog
 
 
 class PassthroughProcessor:
@@ -96,7 +105,9 @@ def work(options: dict[str, Any]) -> None:
     """Be a worker until nothing is left to do."""
     settings = settings_for(Path(options["home"]), **options["settings"])
     database = Database(settings.url)
-    worker = register_worker(database, settings, options["name"])
+    with Watchdog(settings.stall_seconds).over(database):
+        Patience().until_done(database.require_current)
+        worker = Patience().until_done(lambda: register_worker(database, settings, options["name"]))
     stop = threading.Event()
     with announcing(settings, database) as announce:
         loop = WorkerLoop(
@@ -131,8 +142,8 @@ def main() -> int:
         die_with_parent()
         try:
             work(options)
-        except CarinaError as error:
-            # Its predecessor is dying, but not yet dead.
+        except (CarinaError, DatabaseVersionError) as error:
+            # Its predecessor is dying, but not yet dead; or it is too old for its database.
             print(error, file=sys.stderr)
             time.sleep(0.1)
             return 3

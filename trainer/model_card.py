@@ -11,8 +11,9 @@ _PHANTOM = """\
 
 ## What it is
 Two small networks that show the software working from end to end before anyone has trained it on
-films of their own: a U-Net after Holste et al. ({segmenter:,} parameters), looking at half
-the 256 x 256 grid's resolution, for eight chest regions, and a classifier ({classifier:,} parameters) for `pneumonia` and `no_finding` with a class activation map.
+films of their own: a U-Net after Holste et al. ({segmenter:,} parameters) for eight chest regions, and
+a classifier ({classifier:,} parameters) for `pneumonia` and `no_finding` with a class activation map.
+Both look at half the resolution of the 256 x 256 grid.
 
 ## What it learned from
 **Synthetic radiographs only** (`worker.phantom`): drawn by a program, {steps:,} training batches, seed {seed}.

@@ -20,7 +20,7 @@ from trainer.phantom_samples import Samples
 #: background, so a plain mean would never learn it (Holste et al., section 2.2).
 REGION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 2.5, 28.0)
 VISIBLE_OPACITY = 0.1  # mean over a cell
-SHRINK = 2  # of the segmentation network's pictures
+SHRINK = 2  # the networks look at pictures of 1/SHRINK the size
 INVERTED = 0.08  # of films: some headers give the wrong polarity
 
 Loss = Callable[[nn.Module, Samples, int], torch.Tensor]
@@ -153,10 +153,10 @@ def vary(pictures: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.rand(shape) < INVERTED, 1 - varied, varied)
 
 
-class HalfSize(nn.Module):  # type: ignore[misc]
+class HalfSizeSegmenter(nn.Module):  # type: ignore[misc]
     """A segmentation network that looks at pictures of half the size; its logits are brought back to the full grid.
 
-    Trained on phantoms it agrees better with people's drawings on real films than at full size,
+    Trained on phantoms it agreed better with people's drawings on real films than at full size,
     where it leans on texture that phantoms have and patients have not, and costs a quarter.
     """
 
@@ -168,6 +168,19 @@ class HalfSize(nn.Module):  # type: ignore[misc]
         """Pictures (N, 1, H, W) to logits (N, regions, H, W)."""
         logits = self.network(functional.avg_pool2d(picture, SHRINK))
         return functional.interpolate(logits, scale_factor=float(SHRINK), mode="bilinear", align_corners=False)
+
+
+class HalfSizeClassifier(nn.Module):  # type: ignore[misc]
+    """A classifier that looks at pictures of half the size."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures (N, 1, H, W) to logits (N, findings) and maps (N, findings, H/32, W/32)."""
+        logits, maps = self.network(functional.avg_pool2d(picture, SHRINK))
+        return logits, maps
 
 
 def segmentation_loss(network: nn.Module, samples: Samples, shrink: int) -> torch.Tensor:

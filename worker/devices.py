@@ -31,7 +31,7 @@ _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 #: Stopping takes a worker as long as the batches it is working on; after that it is killed.
-_STOP_SECONDS = 90.0
+_STOP_SECONDS = 75.0
 
 
 @dataclass(frozen=True)

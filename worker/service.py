@@ -25,6 +25,7 @@ from worker.pipeline import Pipeline
 from worker.queue.loop import WorkerLoop, run_solo
 from worker.queue.tasks import consuming
 from worker.queue.tickets import announcing
+from worker.queue.watchdog import Watchdog
 from worker.queue.workers import WorkerIdentity, register_worker
 from worker.settings import Settings, site_key
 
@@ -34,8 +35,8 @@ SOLO_COMMAND = (sys.executable, "-m", "worker.cli", "solo")
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[Database]:
-    """The database of these settings, at the right version.
+def open_database(settings: Settings, *, any_version: bool = False) -> Iterator[Database]:
+    """The database of these settings, at the right version unless told that it does not matter.
 
     A new SQLite file in the home folder is made at once, with the site key; any other
     database must have been prepared with ``carina db upgrade``.
@@ -57,7 +58,8 @@ def open_database(settings: Settings) -> Iterator[Database]:
     try:
         if not settings.database_url and database.version() is None:
             database.upgrade()
-        database.require_current()
+        if not any_version:
+            database.require_current()
         yield database
     finally:
         database.close()
@@ -98,6 +100,8 @@ def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> Non
     stop = threading.Event()
     with (
         open_database(settings) as database,
+        # From the start: a database that falls silent must not hold up a worker for ever.
+        Watchdog(settings.stall_seconds).over(database),
         announcing(settings, database) as announce,
         open_pipeline(settings, database) as pipeline,
     ):
@@ -138,7 +142,11 @@ def run_device_workers(settings: Settings, wanted: str, *, name: str | None, arg
 
 def run_suspect(settings: Settings, lease_id: str) -> None:
     """Process the one job of ``lease_id``: the disposable child of a worker."""
-    with open_database(settings) as database, open_pipeline(settings, database) as pipeline:
+    # Its parent works with this database: an upgrade meanwhile must not count against the film.
+    with (
+        open_database(settings, any_version=True) as database,
+        open_pipeline(settings, database) as pipeline,
+    ):
         run_solo(settings, database, pipeline, lease_id)
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from schema import queries
 from schema.database import Database
 from worker.errors import CarinaError
+from worker.intake.register import Examined
 from worker.intake.scan import SubmissionReport, open_submission, submit
 from worker.settings import Settings
 
@@ -86,7 +87,9 @@ class WorkerProcess:
                 self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+        # A session of its own: a terminal's Ctrl-C reaches only us, and we stop it in good order.
+        # Its standard input is a pipe that closes when this process ends: see die_with_parent.
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def run_night(
@@ -97,18 +100,28 @@ def run_night(
     lane: str,
     display: Display,
     stop: threading.Event,
-    command: Sequence[str] = (sys.executable, "-m", "worker.cli", "worker"),
+    command: Sequence[str] = (sys.executable, "-m", "worker.cli", "worker", "--with-parent"),
     announce: Callable[[int], object] = lambda films: None,
+    takes: Callable[[Examined], bool] = lambda file: True,
 ) -> Night:
     """Register ``paths`` and process them with a separate worker until none of them waits.
 
     Setting ``stop`` ends it early: what was not started stays ready, and running the same
     command again goes on from there. ``announce`` is called after each commit with the number
-    of films that became ready.
+    of films that became ready. Only files that ``takes`` says are ours are registered.
     """
     started = time.monotonic()
     submission_id = open_submission(database, lane)
-    scan = _Scan(settings, database, paths, submission_id=submission_id, lane=lane, stop=stop, announce=announce)
+    scan = _Scan(
+        settings,
+        database,
+        paths,
+        submission_id=submission_id,
+        lane=lane,
+        stop=stop,
+        announce=announce,
+        takes=takes,
+    )
     worker = WorkerProcess(command)
     try:
         while True:
@@ -145,6 +158,7 @@ class _Scan:
         lane: str,
         stop: threading.Event,
         announce: Callable[[int], object],
+        takes: Callable[[Examined], bool],
     ) -> None:
         self._report: SubmissionReport | None = None
         self._error: BaseException | None = None
@@ -152,7 +166,14 @@ class _Scan:
         def work() -> None:
             try:
                 self._report = submit(
-                    database, settings, paths, lane=lane, submission_id=submission_id, stop=stop, announce=announce
+                    database,
+                    settings,
+                    paths,
+                    lane=lane,
+                    submission_id=submission_id,
+                    stop=stop,
+                    announce=announce,
+                    takes=takes,
                 )
             except BaseException as error:
                 self._error = error

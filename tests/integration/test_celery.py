@@ -29,6 +29,7 @@ from worker.queue.invariants import check_invariants
 from worker.queue.tasks import BATCH, register
 from worker.queue.tickets import announcing
 
+pytest.importorskip("celery")
 pytestmark = pytest.mark.services
 
 #: So seldom does a worker look by itself that within a test only tickets can wake it.
@@ -51,6 +52,7 @@ class Cluster:
     home: Path
     database: Database
     broker_url: str
+    database_url: str = ""
     claim_size: int = 4
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Cluster:
     def start(self, name: str, *, mode: str = "worker", poll_seconds: float = NEVER, **settings: Any) -> None:
         values = {
             "broker_url": self.broker_url,
+            "database_url": self.database_url,
             "poll_seconds": poll_seconds,
             "claim_size": self.claim_size,
             **settings,
@@ -143,10 +146,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def make_cluster(folder: Path, broker_url: str) -> Iterator[Cluster]:
-    database = fresh_database(folder / "home")
+def make_cluster(folder: Path, broker_url: str, database_url: str = "") -> Iterator[Cluster]:
+    (folder / "home").mkdir()
+    database = Database(database_url) if database_url else fresh_database(folder / "home")
     add_bundle(database)
-    cluster = Cluster(folder / "home", database, broker_url)
+    cluster = Cluster(folder / "home", database, broker_url, database_url)
     try:
         yield cluster
     finally:
@@ -351,3 +355,20 @@ def test_a_broker_user_limited_to_our_keys_and_channels_is_enough(tmp_path: Path
             keys = broker.ask(f"AUTH {broker.password}", "KEYS *")
     names = [line for line in keys.splitlines() if line and line[0] not in "*$+"]
     assert names and all(name.startswith("carina:") for name in names)
+
+
+def test_the_hospitals_set_up_reads_each_film_once(
+    tmp_path: Path, own_broker: servers.BrokerServer, postgresql_url: str
+) -> None:
+    flush(own_broker)
+    with make_cluster(tmp_path, own_broker.url, postgresql_url) as cluster:
+        for name in ("one", "two", "three"):
+            cluster.start(name)
+        cluster.await_ready("one", "two", "three")
+        cluster.films(200, {7: "broken"})
+        wait_until(lambda: cluster.states() == {"done": 199, "failed": 1}, "all films")
+        assert cluster.attempts() == {"done": 199, "failed": 1}
+        assert cluster.results() == 199 and check_invariants(cluster.database) == []
+        for process in cluster.processes.values():
+            process.terminate()
+        assert [process.wait(timeout=60) for process in cluster.processes.values()] == [0, 0, 0]

@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
-from ledger_rows import add_bundle, fresh_database, job_row, register_films
+from ledger_rows import add_bundle, job_row, register_films
 from passthrough_worker import command
-from sqlalchemy import func, select
+from sqlalchemy import func, make_url, select
 
 from schema import tables
 from schema.database import Database
@@ -79,11 +79,13 @@ class Site:
 
 
 @contextlib.contextmanager
-def make_site(folder: Path, count: int, special: dict[int, str], **settings: Any) -> Iterator[Site]:
-    database = fresh_database(folder / "home")
+def make_site(folder: Path, url: str, count: int, special: dict[int, str], **settings: Any) -> Iterator[Site]:
+    database = Database(url)
     add_bundle(database)
     jobs = register_films(database, make_films(folder / "films", count, special))
-    site = Site(database, folder / "home", jobs, settings)
+    home = folder / "home"
+    home.mkdir()
+    site = Site(database, home, jobs, {"database_url": soon_unlocked(url), **settings})
     try:
         yield site
     finally:
@@ -95,6 +97,14 @@ def make_site(folder: Path, count: int, special: dict[int, str], **settings: Any
             if process.stdin is not None:
                 process.stdin.close()
         database.close()
+
+
+def soon_unlocked(url: str) -> str:
+    """``url``; whoever is frozen in the middle of a transaction on PostgreSQL soon loses its locks."""
+    if not url.startswith("postgresql"):
+        return url
+    limits = {"options": "-c idle_in_transaction_session_timeout=2s"}
+    return make_url(url).update_query_dict(limits).render_as_string(hide_password=False)
 
 
 def descendants(process_id: int) -> list[psutil.Process]:
@@ -164,11 +174,11 @@ def kill_again_and_again(site: Site, names: list[str], kills: int, dice: random.
     ],
 )
 def test_kill_9_loses_no_film_doubles_none_and_convicts_only_the_culprits(
-    tmp_path: Path, kills: int, workers: int, claim_size: int, seed: int
+    tmp_path: Path, database_url: str, kills: int, workers: int, claim_size: int, seed: int
 ) -> None:
     names = [f"w{number}" for number in range(workers)]
     special = POISON | BROKEN
-    with make_site(tmp_path, 300, special, claim_size=claim_size, lease_seconds=2.0) as site:
+    with make_site(tmp_path, database_url, 300, special, claim_size=claim_size, lease_seconds=2.0) as site:
         for name in names:
             site.start(name)
         done = kill_again_and_again(site, names, kills, random.Random(seed))
@@ -189,9 +199,9 @@ def test_kill_9_loses_no_film_doubles_none_and_convicts_only_the_culprits(
         ]
 
 
-def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(tmp_path: Path, database_url: str) -> None:
     gate = tmp_path / "gate"
-    with make_site(tmp_path, 6, {0: f"gate {gate}"}, claim_size=3, lease_seconds=1.5) as site:
+    with make_site(tmp_path, database_url, 6, {0: f"gate {gate}"}, claim_size=3, lease_seconds=1.5) as site:
         frozen = site.start("frozen", "worker")
         wait_until(gate.with_suffix(".started").exists, "the first film to be in work")
         with site.database.write():
@@ -213,9 +223,9 @@ def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(tmp_path: Path) 
         assert check_invariants(site.database) == []
 
 
-def test_a_worker_told_to_stop_finishes_its_batch_and_gives_back_the_rest(tmp_path: Path) -> None:
+def test_a_worker_told_to_stop_finishes_its_batch_and_gives_back_the_rest(tmp_path: Path, database_url: str) -> None:
     gate = tmp_path / "gate"
-    with make_site(tmp_path, 40, {0: f"gate {gate}"}, claim_size=4, lease_seconds=60.0) as site:
+    with make_site(tmp_path, database_url, 40, {0: f"gate {gate}"}, claim_size=4, lease_seconds=60.0) as site:
         site.seconds_per_film = 0.2
         worker = site.start("w", "worker", stay=True)
         wait_until(gate.with_suffix(".started").exists, "the first film to be in work")

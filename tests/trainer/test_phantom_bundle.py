@@ -15,9 +15,9 @@ import openvino  # noqa: E402
 
 from schema.bundle import Manifest, read_manifest  # noqa: E402
 from trainer.networks.holste_unet import HolsteUNet  # noqa: E402
-from trainer.phantom_bundle import Recipe, best_temperature, build  # noqa: E402
+from trainer.phantom_bundle import Recipe, best_temperature, build, label_maps, settle_carina  # noqa: E402
 from trainer.phantom_samples import draw_samples  # noqa: E402
-from trainer.phantom_training import Course, Phase, segmentation_loss, train, vary  # noqa: E402
+from trainer.phantom_training import Course, HalfSizeSegmenter, Phase, segmentation_loss, train, vary  # noqa: E402
 
 RECIPE = Recipe(seed=3, steps=4, base_width=4, phantoms=32, held_out=24)
 
@@ -88,6 +88,18 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     train(network, Course("test", (Phase(12, 8, 4),), 1e-2), segmentation_loss, samples, tmp_path / "c.pt", seed=1)
     with torch.no_grad():
         assert float(segmentation_loss(network, samples, 4)) < before
+
+
+def test_a_carina_that_wins_too_often_is_lowered() -> None:
+    torch.manual_seed(0)
+    samples = draw_samples(1, 6).chests()
+    network = HalfSizeSegmenter(HolsteUNet(base_width=4).eval())
+    with torch.no_grad():
+        network.network.head.bias[7] += 2.5
+    before = (label_maps(network, samples) == 7).sum()
+    shift = settle_carina(network, samples)
+    assert 0 < shift <= 3
+    assert (label_maps(network, samples) == 7).sum() < before
 
 
 def test_variation_keeps_pictures_in_range() -> None:

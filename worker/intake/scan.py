@@ -147,6 +147,7 @@ def submit(
     submission_id: int | None = None,
     stop: threading.Event | None = None,
     announce: Callable[[int], object] = lambda films: None,
+    takes: Callable[[Examined], bool] = lambda file: True,
 ) -> SubmissionReport:
     """Register the films below ``paths``: files, folders, zip archives; headers only.
 
@@ -164,6 +165,8 @@ def submit(
         Set it to end early, between two chunks.
     announce
         Called after each commit with the number of films that became ready.
+    takes
+        Whether a file is ours; the others are passed over: :class:`worker.intake.shards.Shard`.
 
     Raises
     ------
@@ -194,7 +197,7 @@ def submit(
             if room is not None and not room.wait(stop, poll_seconds=settings.poll_seconds, say=say):
                 return report
             report.paused = ""
-            counts = register.register(examined)
+            counts = register.register([file for file in examined if takes(file)])
             if counts.work and not dry_run:
                 announce(counts.work)
             report.counts.add(counts)

@@ -23,9 +23,9 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, Update, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Insert, Select, Update, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, is_busy
@@ -279,16 +279,17 @@ def _write_results(connection: Connection, verdicts: Iterable[_Verdict]) -> None
 def _write(
     connection: Connection, claim: Claim, asked: Sequence[ClaimedJob], verdicts: Sequence[_Verdict], held: _Held
 ) -> FinishReport:
-    ended: dict[bool, list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[_Ending, list[_Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        if verdict.state in (JobState.READY, JobState.DELAYED):
-            connection.execute(_give_back(verdict, claim))
+        alike[_Ending.of(verdict)].append(verdict)
+    for ending, group in alike.items():
+        parameters = ending.parameters(group, claim, held)
+        connection.execute(_ATTEMPTS, parameters)
+        if ending.state in (JobState.READY, JobState.DELAYED):
+            for verdict in group:
+                connection.execute(_give_back(verdict, claim))
         else:
-            ended[verdict.state is JobState.CANCELLED].append(_ending(verdict, claim))
-    for cancelled, parameters in ended.items():
-        connection.execute(_CANCEL if cancelled else _END, parameters)
-    if verdicts:
-        connection.execute(insert(attempt), [_attempt_row(verdict, held.worker_id) for verdict in verdicts])
+            connection.execute(_CANCEL if ending.state is JobState.CANCELLED else _END, parameters)
     if held.worker_id is not None:
         drop_if_empty(connection, claim.lease_id)
     lost = [item.id for item in asked if item.id not in held.jobs]
@@ -300,9 +301,48 @@ def _write(
     )
 
 
+class _Ending(NamedTuple):
+    """How an attempt ended: jobs of which all this is the same are written together."""
+
+    state: JobState
+    outcome: str
+    code: str | None
+    stage: str | None
+    detail: str
+
+    @classmethod
+    def of(cls, verdict: _Verdict) -> _Ending:
+        return cls(verdict.state, verdict.outcome, verdict.code, verdict.stage, verdict.detail)
+
+    def parameters(self, verdicts: Sequence[_Verdict], claim: Claim, held: _Held) -> dict[str, Any]:
+        return {
+            "jobs": [verdict.job.id for verdict in verdicts],
+            "held_lease": claim.lease_id,
+            "by_worker": held.worker_id,
+            "to_state": self.state.value,
+            "to_outcome": self.outcome,
+            "to_code": self.code,
+            "to_stage": self.stage,
+            "to_detail": self.detail,
+        }
+
+
+_HELD_JOBS = (job.c.id.in_(bindparam("jobs", expanding=True)), job.c.lease_id == bindparam("held_lease"))
+_ATTEMPTS: Insert = insert(attempt).from_select(
+    ["job_id", "number", "worker_id", "outcome", "code", "stage", "detail"],
+    select(
+        job.c.id,
+        job.c.attempts,
+        bindparam("by_worker", type_=attempt.c.worker_id.type),
+        bindparam("to_outcome", type_=attempt.c.outcome.type),
+        bindparam("to_code", type_=attempt.c.code.type),
+        bindparam("to_stage", type_=attempt.c.stage.type),
+        bindparam("to_detail", type_=attempt.c.detail.type),
+    ).where(*_HELD_JOBS),
+)
 _END: Update = (
     update(job)
-    .where(job.c.id == bindparam("job"), job.c.lease_id == bindparam("held_lease"))
+    .where(*_HELD_JOBS)
     .values(
         state=bindparam("to_state"),
         lease_id=None,
@@ -316,17 +356,6 @@ _END: Update = (
 )
 #: What is cancelled gives its place under the bundle back.
 _CANCEL: Update = _END.values(bundle_id=None, revision=None)
-
-
-def _ending(verdict: _Verdict, claim: Claim) -> dict[str, Any]:
-    return {
-        "job": verdict.job.id,
-        "held_lease": claim.lease_id,
-        "to_state": verdict.state.value,
-        "to_code": verdict.code,
-        "to_stage": verdict.stage,
-        "to_detail": verdict.detail,
-    }
 
 
 def _give_back(verdict: _Verdict, claim: Claim) -> Update:
@@ -345,18 +374,6 @@ def _give_back(verdict: _Verdict, claim: Claim) -> Update:
             available_at=database_now(verdict.delay),
         )
     )
-
-
-def _attempt_row(verdict: _Verdict, worker_id: int | None) -> dict[str, Any]:
-    return {
-        "job_id": verdict.job.id,
-        "number": verdict.job.attempts,
-        "worker_id": worker_id,
-        "outcome": verdict.outcome,
-        "code": verdict.code,
-        "stage": verdict.stage,
-        "detail": verdict.detail,
-    }
 
 
 def _written_before(connection: Connection, claim: Claim, lost: Sequence[int]) -> set[int]:

@@ -53,10 +53,13 @@ def heartbeat(database: Database, lease_id: str, seconds: float) -> bool:
         return renewed.rowcount == 1
 
 
-def seen(database: Database, worker_id: int) -> None:
-    """Note that a worker is alive."""
+def seen(database: Database, worker_id: int, boot_id: str) -> bool:
+    """Note that a worker is alive; False if this start of it is not the last one."""
     with database.write() as connection:
-        connection.execute(update(worker).where(worker.c.id == worker_id).values(seen_at=database_now()))
+        noted = connection.execute(
+            update(worker).where(worker.c.id == worker_id, worker.c.boot_id == boot_id).values(seen_at=database_now())
+        )
+        return noted.rowcount == 1
 
 
 def sweep(database: Database, *, mine: Collection[str] = ()) -> SweepReport:

@@ -10,13 +10,11 @@ getting stuck: then it lets go of its films and ends, and whoever started it sta
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +28,13 @@ from worker.errors import FilmError
 from worker.queue.batches import BatchReport, Slots
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, postpone
-from worker.queue.leases import heartbeat, in_state, make_due_ready, seen
+from worker.queue.keeper import Batch, LeaseKeeper
+from worker.queue.leases import in_state, make_due_ready
 from worker.queue.ledger import WorkerIdentity, claim, deregister_worker, release
 from worker.queue.outcomes import Claim, Outcome
 from worker.queue.patience import Patience, outage_ends
 from worker.queue.solo import Processor, run_solo, watch_child
+from worker.queue.watchdog import STALLED_EXIT_CODE, Watchdog, exit_stalled
 from worker.queue.watermarks import DiskWatermark
 from worker.settings import Settings
 
@@ -42,33 +42,10 @@ __all__ = ["IN_FLIGHT", "STALLED_EXIT_CODE", "Processor", "WorkerLoop", "run_sol
 
 log = logging.getLogger(__name__)
 
-#: Exit code of a worker that got stuck: EX_TEMPFAIL, starting it again helps.
-STALLED_EXIT_CODE = 75
 #: Batches a worker works on at the same time: one is read while the other is inferred.
 IN_FLIGHT = 2
 
 _LOOK_SECONDS = 0.2
-
-
-@dataclass
-class _Batch:
-    """A lease this process works under, and when something last moved."""
-
-    claim: Claim
-    moved_at: float
-    report: BatchReport
-    held: bool = True
-
-    @property
-    def lease_id(self) -> str:
-        return self.claim.lease_id
-
-
-def _exit_stalled(message: str) -> None:
-    log.critical(message)
-    logging.shutdown()
-    # Threads stuck in native code cannot be joined: a plain exit would wait for them.
-    os._exit(STALLED_EXIT_CODE)
 
 
 class WorkerLoop:
@@ -87,7 +64,7 @@ class WorkerLoop:
     extra_duties
         Duties besides the standard ones.
     on_stall
-        Called with a message when a batch does not move; must not return.
+        Called with a message when a batch or the database does not move; must not return.
     disk
         Free space of the home folder.
     clock
@@ -106,7 +83,7 @@ class WorkerLoop:
         in_flight: int = IN_FLIGHT,
         announce: Callable[[int], object] = lambda films: None,
         extra_duties: Sequence[Duty] = (),
-        on_stall: Callable[[str], object] = _exit_stalled,
+        on_stall: Callable[[str], object] = exit_stalled,
         disk: DiskWatermark | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -119,15 +96,15 @@ class WorkerLoop:
         self._in_flight = in_flight
         self._slots = Slots(in_flight)
         self._announce = announce
-        self._duties = (*standard_duties(settings, self._leases, announce), *extra_duties)
-        self._on_stall = on_stall
+        self._watchdog = Watchdog(settings.stall_seconds, on_stall=on_stall, clock=clock)
+        self._keeper = LeaseKeeper(database, worker, lease_seconds=settings.lease_seconds, watchdog=self._watchdog)
+        self._duties = (*standard_duties(settings, self._keeper.leases, announce), *extra_duties)
         self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
         self._clock = clock
         self._stop = threading.Event()
         self._over = threading.Event()
         self._wake = threading.Event()
         self._patience = Patience(wait=self._stop.wait)
-        self._batches: dict[str, _Batch] = {}
         self._lost_claims: set[str] = set()
         self._lock = threading.Lock()
         self._solo = threading.Lock()
@@ -161,15 +138,21 @@ class WorkerLoop:
         self._patience = Patience(wait=stop.wait)
         self._over.clear()
         self._slots.open()
-        with outage_ends(stop.is_set):
-            self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
         idle = _open_jobs(submission_id) if until_idle or submission_id is not None else None
+        with self._watchdog.over(self._database):
+            with outage_ends(stop.is_set):
+                self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
+            self._run_threads(idle)
+        if self._failure is not None:
+            raise self._failure
+
+    def _run_threads(self, idle: Select[Any] | None) -> None:
         batches = [
             threading.Thread(target=self._guarded, args=(lambda: self._work(idle),), name=f"batch-{number}")
             for number in range(self._in_flight)
         ]
         ended = threading.Event()
-        keeper = threading.Thread(target=self._guarded, args=(lambda: self._keep_leases(ended),), name="leases")
+        keeper = threading.Thread(target=self._guarded, args=(lambda: self._keeper.run(ended),), name="leases")
         for thread in (*batches, keeper):
             thread.start()
         try:
@@ -185,8 +168,6 @@ class WorkerLoop:
             keeper.join()
             with outage_ends(lambda: True):
                 deregister_worker(self._database, self._worker)
-        if self._failure is not None:
-            raise self._failure
 
     # -- the batches ------------------------------------------------------------------
 
@@ -283,27 +264,23 @@ class WorkerLoop:
                 self._lost_claims.discard(lease_id)
 
     def _carry_out(self, claimed: Claim) -> BatchReport:
-        batch = _Batch(claimed, self._clock(), BatchReport(len(claimed.jobs), alone=claimed.suspect))
-        with self._lock:
-            self._batches[claimed.lease_id] = batch
         try:
-            if self._stop.is_set():
-                self._release(batch)
-            elif claimed.suspect:
-                self._run_alone(batch)
-            else:
-                self._process(batch)
-            return batch.report
+            with self._keeper.keeping(claimed) as batch:
+                if self._stop.is_set():
+                    self._release(batch)
+                elif claimed.suspect:
+                    self._run_alone(batch)
+                else:
+                    self._process(batch)
+                return batch.report
         finally:
             if claimed.suspect:
                 self._solo.release()
-            with self._lock:
-                self._batches.pop(claimed.lease_id, None)
 
-    def _process(self, batch: _Batch) -> None:
+    def _process(self, batch: Batch) -> None:
         claimed, lease_id = batch.claim, batch.lease_id
         try:
-            outcomes = self._processor.process(claimed.jobs, lambda: self._moved(lease_id))
+            outcomes = self._processor.process(claimed.jobs, lambda: self._watchdog.moved(lease_id))
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             words = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
@@ -319,21 +296,21 @@ class WorkerLoop:
         if any(item.id not in answered for item in claimed.jobs):
             self._postpone(batch, missing)
 
-    def _run_alone(self, batch: _Batch) -> None:
+    def _run_alone(self, batch: Batch) -> None:
         claimed = batch.claim
         (item,) = claimed.jobs
         log.warning("job %d is run alone: its last holder died", item.id)
         try:
             code = watch_child(
                 [*self._solo_command, claimed.lease_id],
-                alive=lambda: self._moved(claimed.lease_id),
+                alive=lambda: self._watchdog.moved(claimed.lease_id),
                 stop=self._stop.is_set,
                 limit_seconds=self._settings.stall_seconds,
             )
         except OSError as error:
             self._postpone(batch, FilmError("ENGINE_FAILED", f"its process did not start: {error.strerror}"))
             return
-        if code is None or (self._stop.is_set() and code in SIGNALS_FROM_OUTSIDE):
+        if code in (None, STALLED_EXIT_CODE) or (self._stop.is_set() and code in SIGNALS_FROM_OUTSIDE):
             self._release(batch)
         elif code < 0:
             self._finish(batch, [Outcome(item, crash=code)])
@@ -342,16 +319,16 @@ class WorkerLoop:
             # may lack its engine or its database: that is no proof against the film.
             self._postpone(batch, FilmError("ENGINE_FAILED", f"its process gave up with exit code {code}"))
 
-    def _finish(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+    def _finish(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         self._write(batch, lambda: finish(self._database, batch.claim, outcomes, settings=self._settings))
 
-    def _postpone(self, batch: _Batch, error: FilmError) -> None:
+    def _postpone(self, batch: Batch, error: FilmError) -> None:
         self._write(batch, lambda: postpone(self._database, batch.claim, error, settings=self._settings))
 
-    def _release(self, batch: _Batch) -> None:
+    def _release(self, batch: Batch) -> None:
         batch.report.released += self._patiently(batch.lease_id, lambda: release(self._database, batch.lease_id))
 
-    def _write(self, batch: _Batch, operation: Callable[[], FinishReport]) -> None:
+    def _write(self, batch: Batch, operation: Callable[[], FinishReport]) -> None:
         written: FinishReport = self._patiently(batch.lease_id, operation)
         batch.report.states.update(state.value for state in written.states.values())
         batch.report.fenced += len(written.fenced)
@@ -364,7 +341,7 @@ class WorkerLoop:
 
         def give_up() -> bool:
             nonlocal limit
-            self._moved(lease_id)
+            self._watchdog.moved(lease_id)
             if self._stop.is_set():
                 limit = limit or self._clock() + self._settings.lease_seconds
                 time.sleep(_LOOK_SECONDS)
@@ -379,39 +356,7 @@ class WorkerLoop:
 
         return self._patience.until_done(look, give_up=lambda: self._ending)
 
-    # -- leases and duties ------------------------------------------------------------
-
-    def _leases(self) -> Collection[str]:
-        with self._lock:
-            return tuple(self._batches)
-
-    def _moved(self, lease_id: str) -> None:
-        with self._lock:
-            batch = self._batches.get(lease_id)
-            if batch is not None:
-                batch.moved_at = self._clock()
-
-    def _keep_leases(self, ended: threading.Event) -> None:
-        while not ended.wait(self._settings.lease_seconds / 4):
-            with self._lock:
-                batches = list(self._batches.values())
-            stalled = [batch for batch in batches if self._clock() - batch.moved_at > self._settings.stall_seconds]
-            if stalled:
-                self._on_stall(
-                    f"Nothing moved for {self._settings.stall_seconds:.0f} s in {len(stalled)} of {len(batches)} "
-                    "batches: this worker ends, and its films go to another one or to its next start."
-                )
-                return
-            with outage_ends(lambda: True):
-                seen(self._database, self._worker.id)
-                for batch in batches:
-                    self._renew(batch)
-
-    def _renew(self, batch: _Batch) -> None:
-        renewed = heartbeat(self._database, batch.lease_id, self._settings.lease_seconds)
-        if not renewed and batch.held and batch.lease_id in self._leases():
-            batch.held = False
-            log.warning("a lease was lost while its batch was being processed: its results will not be written")
+    # -- duties -----------------------------------------------------------------------
 
     def _do_duties(self, batches: Sequence[threading.Thread]) -> None:
         look_at = self._clock()

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from schema.bulk import update_rows
 from schema.tables import ArrivalState, JobKind, arrival, instance
 from worker.intake.arrivals import Settlement, described
 from worker.queue.outcomes import ClaimedJob
@@ -21,8 +22,19 @@ from worker.results.result import FilmResult
 _KNOWN = select(instance.c.content_hash, instance.c.id).where(
     instance.c.content_hash.in_(bindparam("hashes", expanding=True)), instance.c.alias_of.is_(None)
 )
-_FILM = update(instance).where(instance.c.id == bindparam("film"))
-_FILE = update(arrival).where(arrival.c.id == bindparam("file"))
+#: The films' files, once the films know what they hold.
+_FILES = (
+    update(arrival)
+    .where(arrival.c.id.in_(bindparam("files", expanding=True)), arrival.c.instance_id == instance.c.id)
+    .values(
+        content_hash=instance.c.content_hash,
+        file_hash=instance.c.file_hash,
+        state=ArrivalState.INSTANCE.value,
+        current=True,
+        code=None,
+        detail="",
+    )
+)
 
 
 def settle_firsts(connection: Connection, films: Sequence[tuple[ClaimedJob, FilmResult]]) -> dict[int, Settlement]:
@@ -43,28 +55,16 @@ def settle_firsts(connection: Connection, films: Sequence[tuple[ClaimedJob, Film
         and known.get(result.content_hash, job.instance_id) == job.instance_id
     ]
     if firsts:
-        connection.execute(_FILM, [_film_values(job, result) for job, result in firsts])
-        connection.execute(_FILE, [_file_values(job, result) for job, result in firsts])
+        update_rows(connection, instance, [_film(job, result) for job, result in firsts])
+        connection.execute(_FILES, {"files": [job.arrival_id for job, _ in firsts]})
     return {job.id: Settlement.PROCEED for job, _ in firsts}
 
 
-def _film_values(job: ClaimedJob, result: FilmResult) -> dict[str, Any]:
+def _film(job: ClaimedJob, result: FilmResult) -> dict[str, Any]:
     return {
-        "film": job.instance_id,
+        "id": job.instance_id,
         "content_hash": result.content_hash,
         "file_hash": result.file_hash,
         "alias_of": None,
         **described(result.geometry, result.facts),
-    }
-
-
-def _file_values(job: ClaimedJob, result: FilmResult) -> dict[str, Any]:
-    return {
-        "file": job.arrival_id,
-        "content_hash": result.content_hash,
-        "file_hash": result.file_hash,
-        "state": ArrivalState.INSTANCE.value,
-        "current": True,
-        "code": None,
-        "detail": "",
     }

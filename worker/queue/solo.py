@@ -17,11 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from schema.database import Database
+from sqlalchemy.exc import DBAPIError
+
+from schema.database import Database, is_busy
 from worker.queue.finish import finish
 from worker.queue.ledger import load_claim
-from worker.queue.outcomes import ClaimedJob, Outcome
-from worker.queue.patience import Patience
+from worker.queue.outcomes import Claim, ClaimedJob, Outcome
+from worker.queue.patience import Patience, Value
+from worker.queue.watchdog import STALLED_EXIT_CODE, Watchdog
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.1
 _TERMINATE_SECONDS = 10.0
+#: Share of the time its parent gives a child that it may wait for the database.
+_DATABASE_SHARE = 0.25
 
 
 class Processor(Protocol):
@@ -43,15 +48,32 @@ class Processor(Protocol):
 def run_solo(settings: Settings, database: Database, processor: Processor, lease_id: str) -> None:
     """Process the one job under ``lease_id`` and write what came of it: the child's side.
 
-    Writes nothing if the lease is gone. Ends this process when its parent dies.
+    Writes nothing if the lease is gone. Ends this process when its parent dies, and with
+    :data:`~worker.queue.watchdog.STALLED_EXIT_CODE` while the parent still waits if the
+    database is away or silent: that is no proof against the film.
     """
     die_with_parent()
+    limit = settings.stall_seconds * _DATABASE_SHARE
+    try:
+        with Watchdog(limit).over(database):
+            claim = _within(limit, lambda: _load(database, lease_id))
+            if claim is not None:
+                outcomes = processor.process(claim.jobs, lambda: None)
+                _within(limit, lambda: finish(database, claim, outcomes, settings=settings))
+    except DBAPIError as error:
+        if not is_busy(error):
+            raise
+        raise SystemExit(STALLED_EXIT_CODE) from None
+
+
+def _within(seconds: float, operation: Callable[[], Value]) -> Value:
+    started = time.monotonic()
+    return Patience().until_done(operation, give_up=lambda: time.monotonic() - started > seconds)
+
+
+def _load(database: Database, lease_id: str) -> Claim | None:
     with database.write() as connection:
-        claim = load_claim(connection, lease_id)
-    if claim is None:
-        return
-    outcomes = processor.process(claim.jobs, lambda: None)
-    Patience().until_done(lambda: finish(database, claim, outcomes, settings=settings))
+        return load_claim(connection, lease_id)
 
 
 def watch_child(

@@ -4,8 +4,8 @@ It runs one batch of its own loop, in one of Celery's threads: claim, process, f
 same code that runs when nobody sends tickets. What came of the batch is the task's return
 value, so Celery's monitoring shows its runtime and outcome.
 
-The consumer of tickets is an addition to the loop, never a condition of it: while there is no broker
-it tries to reconnect, and the loop finds its films by looking into the ledger.
+The consumer of tickets is an addition to the loop, never a condition of it: while there is no
+broker it tries to reconnect, and the loop finds its films by looking into the ledger.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def register(app: Celery, run_batch: Callable[[], BatchReport] | None = None) ->
     def batch() -> dict[str, Any]:
         if run_batch is None:
             raise BatchFailedError("Tickets are for Carina's own workers. Start them with: carina worker")
-        report = run_batch()
+        try:
+            report = run_batch()
+        except Exception as error:
+            # The exception's own words may quote values from the database, and Celery sends them round.
+            raise BatchFailedError(f"the worker ends: {type(error).__name__}; see its log") from None
         if report.failure:
             raise BatchFailedError(f"{report.claimed} films, tried again later: {report.failure}")
         return report.to_json()

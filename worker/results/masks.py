@@ -8,6 +8,7 @@ nothing larger than what was asked for is ever unpacked. A 256 x 256 label map t
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import zstandard
 MASK_ENCODING = "zstd-uint8"
 
 _LEVEL = 3
+_THREAD = threading.local()
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -41,8 +43,15 @@ def encode_array(array: ByteArray) -> bytes:
     """Pack a uint8 array of any shape; raises ValueError for any other type."""
     if array.dtype != np.uint8:
         raise ValueError(f"only uint8 maps are stored, not {array.dtype}")
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
-    return compressor.compress(np.ascontiguousarray(array).tobytes())
+    return _compressor().compress(np.ascontiguousarray(array).tobytes())
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's compressor: making one takes longer than packing a map, and threads cannot share it."""
+    if not hasattr(_THREAD, "compressor"):
+        _THREAD.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
+    found: zstandard.ZstdCompressor = _THREAD.compressor
+    return found
 
 
 def decode_array(blob: bytes, shape: tuple[int, ...]) -> ByteArray:

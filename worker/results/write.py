@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import Connection, Table
 
 from schema import tables
+from schema.bulk import insert_rows
 from worker.film.geometry import RESAMPLER_VERSION
 from worker.results.masks import MASK_ENCODING, encode_array, encode_mask
 from worker.results.result import FilmResult, FindingScore, Flag, Heatmap, Measurement
@@ -44,8 +45,7 @@ def write_results(connection: Connection, rows: Sequence[tuple[int, FilmResult]]
         (tables.heatmap, [_heatmap(job_id, result.heatmap) for job_id, result in done if result.heatmap]),
     )
     for table, values in bulk:
-        if values:
-            connection.execute(insert(table), values)
+        insert_rows(connection, table, values)
 
 
 def _segmentation(job_id: int, result: FilmResult) -> Row:

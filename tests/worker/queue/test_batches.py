@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from ledger_rows import Ledger, age_leases, full_result, job_states, register_films, settings_for
 
 from worker.queue.batches import BatchReport, Slots
-from worker.queue.loop import WorkerLoop
+from worker.queue.duties import standard_duties
+from worker.queue.invariants import check_invariants
+from worker.queue.leases import sweep
+from worker.queue.loop import Processor, WorkerLoop
 from worker.queue.outcomes import ClaimedJob, Outcome
 
 WAIT = 30.0
@@ -116,45 +120,132 @@ class Reader:
         return [Outcome(job, result=full_result(job.source.path)) for job in jobs]
 
 
+class FullForTheLoop:
+    """A disk on which the loop's own threads find no room, so that only tickets work."""
+
+    def full(self) -> bool:
+        return threading.current_thread().name.startswith("batch-")
+
+
 class TestRunBatch:
-    """What a ticket does, on a loop that would not look by itself within a test."""
+    """What a ticket does."""
 
     @contextmanager
     def running(
-        self, ledger: Ledger, *, breaks: bool = False, **changes: object
+        self, ledger: Ledger, processor: Processor | None = None, **changes: object
     ) -> Iterator[tuple[WorkerLoop, list[int]]]:
-        ledger.settings = settings_for(ledger.settings.home, poll_seconds=3600.0, **changes)
+        ledger.settings = settings_for(ledger.settings.home, **changes)
         announced: list[int] = []
         loop = WorkerLoop(
             ledger.settings,
             ledger.database,
             ledger.worker,
-            Reader(breaks=breaks),
-            solo_command=["false"],
+            processor or Reader(),
+            solo_command=[sys.executable, "-c", "raise SystemExit(7)"],
             announce=announced.append,
+            disk=FullForTheLoop(),  # type: ignore[arg-type]
         )
         stop = threading.Event()
         thread = threading.Thread(target=loop.run, args=(stop,))
         thread.start()
         try:
-            # Nothing is ready yet: the first look of both threads is over before the first film comes.
-            assert loop.run_batch() == BatchReport()
-            while not all(item._started.is_set() for item in threading.enumerate()):
-                pass
             yield loop, announced
         finally:
             stop.set()
             thread.join(WAIT)
             assert not thread.is_alive()
-            assert loop.run_batch() == BatchReport()
 
     def test_it_claims_one_batch_and_announces_the_next_if_it_was_full(self, ledger: Ledger) -> None:
+        register_films(ledger.database, [f"film-{number}" for number in range(5)])
         with self.running(ledger, claim_size=3) as (loop, announced):
-            with loop._slots.for_poll() as first, loop._slots.for_poll() as second:
-                # While the loop's own threads find no slot, only tickets work.
-                assert first or second
-            films = register_films(ledger.database, [f"film-{number}" for number in range(5)])
-            reports = [loop.run_batch() for _ in range(3)]
-        assert sum(report.claimed for report in reports) <= len(films)
-        assert Counter(job_states(ledger.database).values()) == {"done": 5}
-        assert set(announced) == {3}
+            reports = [loop.run_batch().to_json() for _ in range(3)]
+        assert reports == [{"claimed": 3, "done": 3}, {"claimed": 2, "done": 2}, {"claimed": 0}]
+        assert announced == [3]
+        assert check_invariants(ledger.database) == []
+
+    def test_the_next_is_announced_before_the_batch_is_worked_on(self, ledger: Ledger) -> None:
+        register_films(ledger.database, ["a", "b"])
+        seen: list[list[int]] = []
+
+        class Looks(Reader):
+            def process(self, jobs: Sequence[ClaimedJob], progress: Callable[[], None]) -> list[Outcome]:
+                seen.append(list(announced))
+                return super().process(jobs, progress)
+
+        with self.running(ledger, Looks(), claim_size=1) as (loop, announced):
+            loop.run_batch()
+        assert seen == [[1]]
+
+    def test_a_batch_that_fails_as_a_whole_says_why_and_is_tried_again(self, ledger: Ledger) -> None:
+        (film,) = register_films(ledger.database, ["a"])
+        with self.running(ledger, Reader(breaks=True)) as (loop, _):
+            report = loop.run_batch()
+        assert report.failure.startswith("RuntimeError in test_batches.py:") and "identity" not in report.failure
+        assert report.states == {"delayed": 1} and job_states(ledger.database) == {film: "delayed"}
+
+    def test_a_suspect_is_marked_and_others_may_wait_behind_it(self, ledger: Ledger) -> None:
+        register_films(ledger.database, ["a", "b"])
+        ledger.must_claim(2)
+        age_leases(ledger.database)
+        sweep(ledger.database)
+        with self.running(ledger, backoff_seconds=60.0) as (loop, announced):
+            report = loop.run_batch()
+        assert report.to_json() == {"claimed": 1, "delayed": 1, "alone": True}
+        assert announced == [ledger.settings.claim_size]
+
+    def test_what_comes_too_late_is_counted_as_fenced(self, ledger: Ledger) -> None:
+        register_films(ledger.database, ["a"])
+
+        class Loses(Reader):
+            def process(self, jobs: Sequence[ClaimedJob], progress: Callable[[], None]) -> list[Outcome]:
+                age_leases(ledger.database)
+                sweep(ledger.database)
+                return super().process(jobs, progress)
+
+        with self.running(ledger, Loses()) as (loop, _):
+            assert loop.run_batch().to_json() == {"claimed": 1, "fenced": 1}
+
+    def test_the_end_of_the_loop_waits_for_it(self, ledger: Ledger) -> None:
+        films = register_films(ledger.database, ["a", "b"])
+        inside, go = threading.Event(), threading.Event()
+        reports: list[BatchReport] = []
+
+        class Waits(Reader):
+            def process(self, jobs: Sequence[ClaimedJob], progress: Callable[[], None]) -> list[Outcome]:
+                inside.set()
+                assert go.wait(WAIT)
+                return super().process(jobs, progress)
+
+        with self.running(ledger, Waits(), claim_size=1) as (loop, _):
+            ticket = threading.Thread(target=lambda: reports.append(loop.run_batch()))
+            ticket.start()
+            assert inside.wait(WAIT)
+            release = threading.Timer(0.2, go.set)
+            release.start()
+        assert job_states(ledger.database) == {films[0]: "done", films[1]: "ready"}
+        ticket.join(WAIT)
+        assert [report.to_json() for report in reports] == [{"claimed": 1, "done": 1}]
+        assert loop.run_batch() == BatchReport()
+
+    def test_a_fault_of_ours_ends_the_loop_and_comes_out_of_it(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        register_films(ledger.database, ["a"])
+        loop = WorkerLoop(ledger.settings, ledger.database, ledger.worker, Reader(), solo_command=["false"])
+        monkeypatch.setattr(loop, "_claim", lambda: 1 / 0)
+        loop._slots.open()
+        with pytest.raises(ZeroDivisionError):
+            loop.run_batch()
+        assert loop._over.is_set()
+
+
+def test_a_sweep_announces_what_it_made_ready(ledger: Ledger) -> None:
+    register_films(ledger.database, ["a", "b", "c"])
+    ledger.must_claim(2)
+    announced: list[int] = []
+    duty = standard_duties(ledger.settings, list, announced.append)[0]
+    duty.function(ledger.database)
+    assert announced == []
+    age_leases(ledger.database)
+    duty.function(ledger.database)
+    assert announced == [2]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from schema import tables
 from schema.database import Database
-from worker.errors import FilmError
+from worker.errors import CarinaError, FilmError
 from worker.queue.duties import Duty
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import sweep
-from worker.queue.loop import WorkerLoop
+from worker.queue.loop import STALLED_EXIT_CODE, WorkerLoop
 from worker.queue.outcomes import ClaimedJob, Content, Outcome
 from worker.queue.watermarks import DiskWatermark
 
@@ -251,6 +252,40 @@ class TestTrouble:
         assert said[0].startswith("Nothing moved for 0 s in 1 of 1 batches")
         assert (job_row(ledger.database, film).state, job_row(ledger.database, film).crashes) == ("ready", 1)
 
+    def test_a_database_that_falls_silent_ends_even_an_idle_process(self, ledger: Ledger) -> None:
+        """A connection nobody answers on any more: whoever asked waits, and no batch is there to be missed."""
+        ledger.settings = settings_for(ledger.settings.home, stall_seconds=0.2)
+        frozen, thawed, stalled = threading.Event(), threading.Event(), threading.Event()
+        said: list[str] = []
+
+        class Silent(Database):
+            @contextmanager
+            def read(self) -> Iterator[Connection]:
+                with super().read() as connection:
+                    if frozen.is_set():
+                        thawed.wait(WAIT)
+                    yield connection
+
+        silent = Silent(ledger.database.url)
+        worker_loop = loop(
+            ledger, Scripted(), database=silent, on_stall=lambda message: (said.append(message), stalled.set())
+        )
+        with running(worker_loop):
+            frozen.set()
+            assert stalled.wait(WAIT)
+            thawed.set()
+        silent.close()
+        assert "database transactions" in said[0] and "batches" not in said[0]
+
+    def test_ends_when_its_name_was_taken(self, ledger: Ledger) -> None:
+        ledger.settings = settings_for(ledger.settings.home, lease_seconds=0.2)
+        with ledger.database.write() as connection:
+            connection.execute(tables.worker.update().values(boot_id="another start"))
+        with pytest.raises(CarinaError, match="named one was started while this one was silent"):
+            loop(ledger, Scripted()).run(threading.Event())
+        with ledger.database.read() as connection:
+            assert connection.scalar(select(tables.worker.c.stopped_at)) is None
+
 
 class TestStop:
     def test_finishes_what_is_being_processed(self, ledger: Ledger) -> None:
@@ -336,6 +371,22 @@ class TestSuspects:
         with ledger.database.read() as connection:
             outcomes = list(connection.scalars(select(tables.attempt.c.outcome).order_by(tables.attempt.c.id)))
         assert outcomes == ["expired", "delayed", "failed"]
+
+    def test_a_child_without_its_database_gives_the_film_back(self, ledger: Ledger, tmp_path: Path) -> None:
+        (film,) = self.suspects(ledger, tmp_path, "film")
+        ledger.settings = replace(ledger.settings, max_attempts=2)
+        sentinel = tmp_path / "tries"
+        # Three times no database, then the real child.
+        script = (
+            "import os, sys; file = sys.argv[1]; tries = os.path.getsize(file) if os.path.exists(file) else 0\n"
+            "open(file, 'a').write('x')\n"
+            f"if tries < 3: raise SystemExit({STALLED_EXIT_CODE})\n"
+            "os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        child = [sys.executable, "-c", script, str(sentinel), *self.solo(ledger)]
+        loop(ledger, Scripted(), solo_command=child).run(threading.Event(), until_idle=True)
+        row = job_row(ledger.database, film)
+        assert (row.state, row.attempts, row.crashes) == ("done", 1, 1)
 
     def test_a_child_that_hangs_is_ended_and_blamed_at_the_third_time(self, ledger: Ledger, tmp_path: Path) -> None:
         ledger.settings = settings_for(ledger.settings.home, stall_seconds=0.3)

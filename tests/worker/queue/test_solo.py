@@ -4,12 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from ledger_rows import settings_for
+from sqlalchemy.exc import OperationalError
 
+from schema.database import Database
 from worker.queue import solo
-from worker.queue.solo import watch_child
+from worker.queue.outcomes import ClaimedJob, Outcome
+from worker.queue.solo import run_solo, watch_child
+from worker.queue.watchdog import STALLED_EXIT_CODE
 
 REPOSITORY = Path(solo.__file__).parents[2]
 
@@ -18,6 +24,25 @@ REPOSITORY = Path(solo.__file__).parents[2]
 def test_the_exit_code_comes_back(code: int) -> None:
     child = [sys.executable, "-c", f"raise SystemExit({code})"]
     assert watch_child(child, alive=lambda: None, stop=lambda: False, limit_seconds=60) == code
+
+
+class Never:
+    bundle_id = 1
+
+    def process(self, jobs: Sequence[ClaimedJob], progress: Callable[[], None]) -> list[Outcome]:
+        raise AssertionError("there is nothing to process")
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_child_says_that_its_database_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    monkeypatch.setattr(solo, "die_with_parent", lambda: None)
+    database = Database(f"sqlite:///{tmp_path / 'missing' / 'a.sqlite' if passes else tmp_path / 'empty.sqlite'}")
+    with pytest.raises(SystemExit if passes else OperationalError) as ended:
+        run_solo(settings_for(tmp_path, stall_seconds=0.4), database, Never(), "lease")
+    database.close()
+    assert not passes or ended.value.code == STALLED_EXIT_CODE
 
 
 def test_a_signal_comes_back_negative() -> None:

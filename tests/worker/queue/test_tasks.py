@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_a_batch_that_failed_as_a_whole_is_a_task_that_failed(tmp_path: Path) ->
     task = register(make_app(settings_for(tmp_path, broker_url=NOBODY)), lambda: report)
     with pytest.raises(BatchFailedError, match=r"^2 films, tried again later: ValueError in pipeline\.py:12$"):
         task()
+
+
+def test_celery_is_not_told_the_words_of_an_exception(tmp_path: Path) -> None:
+    def broken() -> BatchReport:
+        raise ValueError("DOE^JANE")
+
+    task = register(make_app(settings_for(tmp_path, broker_url=NOBODY)), broken)
+    with pytest.raises(BatchFailedError, match="ValueError") as caught:
+        task()
+    assert "DOE" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_worker_of_celery_itself_is_told_what_to_start_instead(tmp_path: Path) -> None:

@@ -4,14 +4,19 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import servers
-from ledger_rows import Ledger, settings_for
+from ledger_rows import Ledger, job_states, settings_for
 from proxy import Proxy
 from sqlalchemy import update
 
 from schema import tables
+from worker.intake.scan import submit
+from worker.intake.watch import watch
+from worker.phantom import make_phantom, phantom_dataset
 from worker.queue.ledger import register_worker
 from worker.settings import Settings
 
@@ -137,3 +142,44 @@ def test_a_broker_that_is_away_is_said_once_and_then_left_alone(
             tell(16)
     assert caplog.text.count("takes no tickets") == 1
     assert "127.0.0.1" not in caplog.text
+
+
+class TestWhenItIsSaid:
+    """After the commit: whoever hears it finds the films."""
+
+    def folder(self, tmp_path: Path, count: int) -> Path:
+        folder = tmp_path / "films"
+        folder.mkdir()
+        for number in range(count):
+            phantom_dataset(make_phantom(number, rows=128, columns=112)).save_as(folder / f"{number}.dcm")
+        (folder / "README").write_text("hello")
+        return folder
+
+    def test_of_each_chunk_of_a_submission(self, ledger: Ledger, tmp_path: Path) -> None:
+        settings = settings_for(ledger.settings.home, scan_chunk=2)
+        heard: list[tuple[int, int]] = []
+
+        def announce(films: int) -> None:
+            heard.append((films, len(job_states(ledger.database))))
+
+        folder = self.folder(tmp_path, 5)
+        submit(ledger.database, settings, [folder], dry_run=True, announce=announce)
+        assert heard == []
+        submit(ledger.database, settings, [folder], announce=announce)
+        assert sum(films for films, _ in heard) == 5
+        assert [ready for _, ready in heard] == list(accumulate(films for films, _ in heard))
+        submit(ledger.database, settings, [folder], announce=announce)
+        assert sum(films for films, _ in heard) == 5
+
+    def test_of_what_appears_in_a_watched_folder(self, ledger: Ledger, tmp_path: Path) -> None:
+        settings = settings_for(ledger.settings.home, settle_seconds=0.0)
+        stop = threading.Event()
+        heard: list[tuple[int, int]] = []
+
+        def announce(films: int) -> None:
+            heard.append((films, len(job_states(ledger.database))))
+            if sum(films for films, _ in heard) == 2:
+                stop.set()
+
+        watch(ledger.database, settings, self.folder(tmp_path, 2), stop=stop, announce=announce)
+        assert [ready for _, ready in heard] == list(accumulate(films for films, _ in heard))

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from ledger_rows import Ledger, job_row, register_films
-from sqlalchemy import update
+from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import OperationalError
 
 from schema import tables
 from schema.database import Database
 from schema.tables import JobState
+from schema.types import database_now
 from worker.errors import CarinaError
 from worker.queue import workers
+from worker.queue.leases import seen
 from worker.queue.workers import deregister_worker, register_worker
 from worker.settings import Settings
 
@@ -57,14 +62,48 @@ class TestRegisterWorker:
         assert job_row(ledger.database, others).state == JobState.LEASED
         again.release_name()
 
-    def test_a_name_that_lives_on_another_machine_is_refused(self, ledger: Ledger, tmp_path: Path) -> None:
-        with ledger.database.write() as connection:
-            connection.execute(update(tables.worker).values(host="another"))
+    def test_a_name_that_lives_elsewhere_is_refused(self, ledger: Ledger, tmp_path: Path) -> None:
         elsewhere = Settings(home=tmp_path / "elsewhere")
         with pytest.raises(CarinaError, match="another machine"):
             register_worker(ledger.database, elsewhere, "one")
         deregister_worker(ledger.database, ledger.worker)
         assert register_worker(ledger.database, elsewhere, "one").id == ledger.worker.id
+
+    def test_a_name_that_fell_silent_elsewhere_is_taken_over_with_its_films(
+        self, ledger: Ledger, tmp_path: Path
+    ) -> None:
+        (film,) = register_films(ledger.database, ["a"])
+        ledger.must_claim()
+        silent = -2 * ledger.settings.lease_seconds
+        with ledger.database.write() as connection:
+            connection.execute(update(tables.worker).values(seen_at=database_now(silent)))
+        heir = register_worker(ledger.database, Settings(home=tmp_path / "elsewhere"), "one")
+        assert (job_row(ledger.database, film).state, heir.id) == ("ready", ledger.worker.id)
+        # Whoever had the name before neither speaks for it nor gives it away.
+        assert not seen(ledger.database, ledger.worker.id, ledger.worker.boot_id)
+        deregister_worker(ledger.database, ledger.worker)
+        with ledger.database.read() as connection:
+            assert connection.scalar(select(tables.worker.c.stopped_at)) is None
+        heir.release_name()
+
+    def test_a_start_whose_commit_went_unheard_is_known_to_the_next_one(
+        self, database: Database, settings: Settings
+    ) -> None:
+        class Unheard(Database):
+            @contextmanager
+            def write(self) -> Iterator[Connection]:
+                with super().write() as connection:
+                    yield connection
+                raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+        unheard = Unheard(database.url)
+        for _ in range(2):
+            with pytest.raises(OperationalError):
+                register_worker(unheard, settings, "one")
+        unheard.close()
+        worker = register_worker(database, settings, "one")
+        assert len((settings.home / "workers" / "one.lock").read_text().split()) == 1
+        worker.release_name()
 
     @pytest.mark.parametrize("name", ["a/b", "..", "Zimmer 3 ü"])
     def test_any_name_makes_one_lock_file(self, database: Database, settings: Settings, name: str) -> None:
