@@ -19,7 +19,8 @@ Both look at half the resolution of the 256 x 256 grid.
 **Synthetic radiographs only** (`worker.phantom`): drawn by a program, {steps:,} training batches, seed {seed}.
 No picture of a patient was used, neither for training nor for choosing thresholds. The truth of
 every region is exact because it was drawn with the picture; how the regions are bounded is said in
-`worker/phantom/anatomy.py`.
+`worker/phantom/anatomy.py`. While the phantoms' shapes and the networks' resolution were being designed,
+results were looked at on public real films; agreement with those is therefore no independent test.
 
 ## What was measured
 On {films} held-out *phantoms* (mean and 95 % bootstrap interval over films). These figures say that the
@@ -39,8 +40,8 @@ Of {not_chests} held-out pictures that show no frontal chest, {strange} were giv
 - Real films differ from phantoms in more ways than the phantoms vary. Regions on real films are
   often right but must be looked at; spine, mediastinum, subdiaphragm and carina were never compared with
   anyone's drawing.
-- The pneumonia score knows only the phantoms' patchy opacities. On real films of children it was seen
-  **not** to tell pneumonia from normal films: it shows that the software works, and must not be reported.
+- The pneumonia score knows only the phantoms' patchy opacities. On real films of children it told
+  pneumonia from normal films poorly: it shows that the software works, and must not be reported.
 - Children and adults, AP and PA are drawn; tubes, effusions, collapse, deformities and devices hardly are.
 - Replace it by a bundle trained and evaluated on films of your own patients.
 """

@@ -70,7 +70,7 @@ def test_finds_the_regions_of_new_phantoms(manifest: Manifest, networks: dict[st
     mean = {name: np.nanmean([score[name] for score in scores]) for name in scores[0]}
     assert min(mean[Region.LEFT_LUNG], mean[Region.RIGHT_LUNG]) > 0.93
     assert min(mean[Region.SPINE], mean[Region.LEFT_SUBDIAPHRAGM], mean[Region.RIGHT_SUBDIAPHRAGM]) > 0.8
-    assert mean[Region.CARINA] > 0.2
+    assert mean[Region.CARINA] > 0.35
 
 
 def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[str, openvino.CompiledModel]) -> None:
@@ -82,7 +82,7 @@ def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[st
         output = networks["classification"]({"image": apply(steps, phantom.image, None)[None]})
         scores.append(output["probabilities"][0][names.index("pneumonia")])
         truth.append(seed % 2 == 0)
-    assert auroc(np.asarray(truth), np.asarray(scores)) > 0.75
+    assert auroc(np.asarray(truth), np.asarray(scores)) > 0.85
 
 
 def picture_verdict(manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path) -> bool:
@@ -147,4 +147,4 @@ def test_lungs_of_real_children_agree_with_peoples_drawings(
         truth = cv2.resize(drawn, (256, 256), interpolation=cv2.INTER_NEAREST) > 0
         scores.append(overlap(truth, found).dice)
     assert len(scores) > 15
-    assert np.mean(scores) > 0.87
+    assert np.median(scores) > 0.9
