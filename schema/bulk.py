@@ -51,7 +51,7 @@ def update_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
 
 @cache
 def _update_from_json(table: Table, columns: tuple[str, ...]) -> Update:
-    given = (
+    given: Any = (
         func.json_to_recordset(bindparam("rows", type_=JSON))
         .table_valued(*(column(name, table.c[name].type) for name in columns))
         .render_derived("given", with_types=True)
@@ -62,7 +62,7 @@ def _update_from_json(table: Table, columns: tuple[str, ...]) -> Update:
 
 @cache
 def _update_one(table: Table, columns: tuple[str, ...]) -> Update:
-    values = {name: bindparam(name) for name in columns if name != "id"}
+    values: dict[str, Any] = {name: bindparam(name) for name in columns if name != "id"}
     return update(table).where(table.c.id == bindparam("row_id")).values(values)
 
 

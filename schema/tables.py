@@ -31,7 +31,9 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.engine.default import DefaultExecutionContext
 
+from schema.keys import location_hash
 from schema.types import Id, UtcDateTime, database_now
 
 NAMING = {
@@ -200,6 +202,12 @@ arrival = Table(
     ),
 )
 
+
+def _location_of_row(context: DefaultExecutionContext) -> str:
+    row: dict[str, Any] = context.get_current_parameters()  # type: ignore[no-untyped-call]
+    return location_hash(row["root"], row["path"], row.get("member", ""), row["size"], row["modified_ns"])
+
+
 #: Where a file is and what it called itself. Personal data: apart from everything else.
 identity = Table(
     "identity",
@@ -210,7 +218,8 @@ identity = Table(
     Column("member", Text, nullable=False, default=""),
     Column("size", Id, nullable=False),
     Column("modified_ns", Id, nullable=False),
-    UniqueConstraint("path", "member", "root", "size", "modified_ns"),
+    # schema.keys.location_hash of the five: what a file is found by.
+    Column("location_hash", String(64), nullable=False, unique=True, default=_location_of_row),
 )
 
 #: Original identifiers of a film. Personal data.

@@ -14,8 +14,7 @@ from typing import Protocol
 from schema import queries
 from schema.database import Database
 from worker.errors import CarinaError
-from worker.intake.register import Examined
-from worker.intake.scan import SubmissionReport, open_submission, submit
+from worker.intake.scan import SubmissionReport, Takes, everything, open_submission, submit
 from worker.settings import Settings
 
 #: Deaths of the worker process without a single film finished in between before we give up.
@@ -102,7 +101,7 @@ def run_night(
     stop: threading.Event,
     command: Sequence[str] = (sys.executable, "-m", "worker.cli", "worker", "--with-parent"),
     announce: Callable[[int], object] = lambda films: None,
-    takes: Callable[[Examined], bool] = lambda file: True,
+    takes: Takes = everything,
 ) -> Night:
     """Register ``paths`` and process them with a separate worker until none of them waits.
 
@@ -158,7 +157,7 @@ class _Scan:
         lane: str,
         stop: threading.Event,
         announce: Callable[[int], object],
-        takes: Callable[[Examined], bool],
+        takes: Takes,
     ) -> None:
         self._report: SubmissionReport | None = None
         self._error: BaseException | None = None

@@ -6,119 +6,23 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from ledger_rows import add_bundle, job_row, register_films
-from passthrough_worker import command
-from sqlalchemy import func, make_url, select
+from ledger_rows import job_row
+from sqlalchemy import select
+from worker_site import Site, descendants, make_site, wait_until
 
 from schema import tables
-from schema.database import Database
 from worker.queue.invariants import check_invariants
 
 POISON = {17: "poison", 203: "poison", 120: "brittle"}
 BROKEN = {5: "broken", 250: "broken"}
 #: A film's process may be killed from outside twice before the film is blamed.
 LONE_KILLS = 2
-
-
-def make_films(folder: Path, count: int, special: dict[int, str]) -> list[str]:
-    """Files named by number; returns their paths below the root."""
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number:04d}").write_text(special.get(number, "film"))
-    return [str(folder / f"{number:04d}").lstrip("/") for number in range(count)]
-
-
-@dataclass
-class Site:
-    """A ledger with films, and the supervised workers on it."""
-
-    database: Database
-    home: Path
-    jobs: list[int]
-    settings: dict[str, Any]
-    seconds_per_film: float = 0.005
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, name: str, mode: str = "supervise", **more: Any) -> subprocess.Popen[bytes]:
-        options = {
-            "home": str(self.home),
-            "name": name,
-            "settings": self.settings,
-            "seconds_per_film": self.seconds_per_film,
-            **more,
-        }
-        with (self.home / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(command(mode, options), stdin=subprocess.PIPE, stderr=log)
-        return self.processes[name]
-
-    def log(self, name: str) -> str:
-        return (self.home / f"{name}.log").read_text()
-
-    def states(self) -> Counter[str]:
-        with self.database.read() as connection:
-            rows = connection.execute(select(tables.job.c.state, func.count()).group_by(tables.job.c.state)).all()
-        return Counter(dict(rows))
-
-    def open(self) -> int:
-        states = self.states()
-        return states["ready"] + states["leased"] + states["delayed"]
-
-    def count(self, table: str) -> int:
-        with self.database.read() as connection:
-            return int(connection.scalar(select(func.count()).select_from(tables.metadata.tables[table])) or 0)
-
-
-@contextlib.contextmanager
-def make_site(folder: Path, url: str, count: int, special: dict[int, str], **settings: Any) -> Iterator[Site]:
-    database = Database(url)
-    add_bundle(database)
-    jobs = register_films(database, make_films(folder / "films", count, special))
-    home = folder / "home"
-    home.mkdir()
-    site = Site(database, home, jobs, {"database_url": soon_unlocked(url), **settings})
-    try:
-        yield site
-    finally:
-        for process in site.processes.values():
-            for victim in [*descendants(process.pid), process]:
-                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    victim.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
-        database.close()
-
-
-def soon_unlocked(url: str) -> str:
-    """``url``; whoever is frozen in the middle of a transaction on PostgreSQL soon loses its locks."""
-    if not url.startswith("postgresql"):
-        return url
-    limits = {"options": "-c idle_in_transaction_session_timeout=2s"}
-    return make_url(url).update_query_dict(limits).render_as_string(hide_password=False)
-
-
-def descendants(process_id: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process_id).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
 
 
 def choose_victims(process_id: int, dice: random.Random, lone_kills: int) -> tuple[list[int], bool]:

@@ -9,9 +9,11 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import JSON, Boolean, Connection, Float, LargeBinary, Table, func, insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError
 from stored_films import DIALECTS, empty_url
 
 from schema.database import Database, DatabaseVersionError, head_revision, view_statements
+from schema.keys import location_hash
 from schema.tables import metadata
 from schema.types import UtcDateTime
 
@@ -109,6 +111,37 @@ def test_each_step_down_and_up_keeps_the_rows(empty: Database) -> None:
     assert set(counts(empty).values()) == {1}
     empty.upgrade()
     assert set(counts(empty).values()) == {1}
+
+
+PLACES = [
+    ("local", "films/a.dcm", "", 5, 7),
+    ("local", "films/a.dcm", "", 5, 8),
+    ("archive", "röntgen 100%.zip", "b/☃ 'c'\\", 2**40, 2**60),
+]
+
+
+def test_files_registered_before_are_found_by_their_hash_after(empty: Database) -> None:
+    empty.upgrade("0002")
+    submission = "INSERT INTO submission VALUES (1, :now, NULL, 'icu', :yes, 0, 0)"
+    arrival = "INSERT INTO arrival VALUES (:id, 1, NULL, :now, 'rejected', :no, 'X', '', NULL, NULL)"
+    identity = "INSERT INTO identity VALUES (:id, :root, :path, :member, :size, :modified_ns)"
+    fixed = {"now": "2026-01-01 00:00:00.000000", "yes": True, "no": False}
+    with empty.write() as connection:
+        connection.execute(text(submission), fixed)
+        for number, place in enumerate(PLACES, start=1):
+            connection.execute(text(arrival), {"id": number, **fixed})
+            values = dict(zip(("root", "path", "member", "size", "modified_ns"), place, strict=True))
+            connection.execute(text(identity), {"id": number, **values})
+    empty.upgrade()
+    hashes = "SELECT location_hash FROM identity ORDER BY arrival_id"
+    with empty.read() as connection:
+        assert list(connection.scalars(text(hashes))) == [location_hash(*place) for place in PLACES]
+    empty.downgrade("0002")
+    with empty.read() as connection:
+        places = connection.execute(text("SELECT * FROM identity ORDER BY arrival_id")).all()
+    assert [tuple(row)[1:] for row in places] == PLACES
+    with pytest.raises(IntegrityError), empty.write() as connection:
+        connection.execute(text("UPDATE identity SET modified_ns = 7 WHERE arrival_id = 2"))
 
 
 def test_what_was_written_comes_back(empty: Database) -> None:

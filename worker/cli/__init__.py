@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "watch": "worker.cli.work:watch",
     "worker": "worker.cli.work:worker",
     "solo": "worker.cli.work:solo",
+    "merge": "worker.cli.merge:merge",
     "status": "worker.cli.look:status",
     "failed": "worker.cli.look:failed",
     "retry": "worker.cli.look:retry",

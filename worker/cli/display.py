@@ -76,6 +76,22 @@ class ScanDisplay(_Display):
         self._show("Files seen", report.files_seen, None)
 
 
+class MergeDisplay(_Display):
+    """How far ``carina merge`` is."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "Merging")
+        self._description = "Merging"
+
+    def next_file(self, number: int, count: int) -> None:
+        """Go on with file ``number`` of ``count``."""
+        self._description = f"Merging file {number} of {count}"
+
+    def update(self, done: int, total: int) -> None:
+        """Show films and other files looked at against all of the file."""
+        self._show(self._description, done, total)
+
+
 def summary_table(night: Night) -> Table:
     """What came of a run, a line for each way a file can end."""
     counts = night.counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,8 +14,20 @@ from schema.tables import Lane
 from worker.cli import EXIT_FAILED_FILMS
 from worker.settings import Settings, load_settings
 
+if TYPE_CHECKING:
+    from worker.intake.shards import Shard
+
 _PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 _LANES = click.Choice([str(lane) for lane in Lane])
+
+
+def _as_shard(_ctx: click.Context, _option: click.Parameter, text: str | None) -> Shard | None:
+    from worker.intake.shards import parse_shard
+
+    try:
+        return None if text is None else parse_shard(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -22,25 +35,58 @@ _LANES = click.Choice([str(lane) for lane in Lane])
 @click.option("--lane", type=_LANES, default=Lane.ICU.value, show_default=True, help="Which queue the films join.")
 @click.option("--report", "report_folder", type=click.Path(path_type=Path), help="Write an HTML report there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--shard", metavar="I/N", callback=_as_shard, help="Only this share, in a database of its own.")
+@click.option(
+    "--shard-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where that database lies; default: the folder shards of the home folder.",
+)
 @click.pass_context
-def run(ctx: click.Context, paths: tuple[Path, ...], lane: str, report_folder: Path | None, as_json: bool) -> None:
+def run(
+    ctx: click.Context,
+    *,
+    paths: tuple[Path, ...],
+    lane: str,
+    report_folder: Path | None,
+    as_json: bool,
+    shard: Shard | None,
+    shard_folder: Path | None,
+) -> None:
     """Register PATHS (files, folders, zip archives), process them and summarise.
 
     What was done before is skipped. Exit code 3: finished, but films failed.
 
+    With --shard I/N the work is divided between N machines that share no database; afterwards
+    carina merge puts their databases together: docs/cluster-schedulers.md.
+
     Example: carina run /data/last-night --report /tmp/report
     """
-    failed = process(load_settings(), paths, lane=lane, report_folder=report_folder, as_json=as_json)
+    settings = load_settings()
+    if shard is not None:
+        from worker.intake.shards import shard_file, use_shard
+
+        click.echo(f"This shard's database: {shard_file(settings, shard, shard_folder)}", err=as_json)
+        settings = use_shard(settings, shard, shard_folder)
+    elif shard_folder is not None:
+        raise click.UsageError("--shard-folder goes with --shard.")
+    failed = process(settings, paths, lane=lane, report_folder=report_folder, as_json=as_json, shard=shard)
     if failed:
         ctx.exit(EXIT_FAILED_FILMS)
 
 
 def process(
-    settings: Settings, paths: tuple[Path, ...], *, lane: str, report_folder: Path | None, as_json: bool = False
+    settings: Settings,
+    paths: tuple[Path, ...],
+    *,
+    lane: str,
+    report_folder: Path | None,
+    as_json: bool = False,
+    shard: Shard | None = None,
 ) -> int:
     """Register and process ``paths``, show the way and the summary; returns how many films failed."""
     from worker.cli.display import NightDisplay, summary_table
     from worker.errors import CarinaError
+    from worker.intake.scan import everything
     from worker.queue.tickets import announcing
     from worker.service import open_database, stop_on_signals
     from worker.supervisor import run_night
@@ -53,7 +99,16 @@ def process(
         NightDisplay(console) as display,
         stop_on_signals(stop.set),
     ):
-        night = run_night(settings, database, paths, lane=lane, display=display, stop=stop, announce=announce)
+        night = run_night(
+            settings,
+            database,
+            paths,
+            lane=lane,
+            display=display,
+            stop=stop,
+            announce=announce,
+            takes=shard.takes if shard else everything,
+        )
     if report_folder is not None:
         written = make_report(settings, report_folder, night.submission_id)
         console.print(f"Report: {written}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -14,7 +14,7 @@ from schema.database import Database
 from schema.tables import ArrivalState, JobState, identity, instance, job
 from worker.errors import CarinaError
 from worker.intake.folders import FoundFile
-from worker.intake.lookups import PROCESS, known_arrivals, slices
+from worker.intake.lookups import PROCESS, known_arrivals, location_of, slices
 from worker.intake.sources import Roots
 from worker.queue.outcomes import SourceReference
 
@@ -48,17 +48,13 @@ class Departure:
 
     def _move(self, database: Database, file: FoundFile, place: Path) -> None:
         root, path = self.roots.locate(str(place))
+        moved = replace(file.source, root=root, path=path)
         place.parent.mkdir(parents=True, exist_ok=True)
         with database.write() as connection:
             connection.execute(
                 update(identity)
-                .where(
-                    identity.c.root == file.source.root,
-                    identity.c.path == file.source.path,
-                    identity.c.size == file.source.size,
-                    identity.c.modified_ns == file.source.modified_ns,
-                )
-                .values(root=root, path=path)
+                .where(identity.c.location_hash == location_of(file.source))
+                .values(root=root, path=path, location_hash=location_of(moved))
             )
             # Before the commit: if it cannot be moved, the ledger still knows where it is.
             Path(file.path).rename(place)

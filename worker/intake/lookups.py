@@ -6,13 +6,14 @@ folder costs as much as any other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, literal_column, select, text
 
+from schema.keys import location_hash
 from schema.tables import ArrivalState, arrival, bundle_alias, identity, instance, job
 from worker.errors import CODES, Kind
 from worker.queue.outcomes import SourceReference
@@ -45,44 +46,26 @@ def slices(items: Collection[T], size: int = SLICE) -> Iterator[list[T]]:
         yield piece
 
 
-_KNOWN = select(
-    identity.c.root,
-    identity.c.path,
-    identity.c.member,
-    identity.c.size,
-    identity.c.modified_ns,
-    arrival.c.id,
-    arrival.c.instance_id,
-    arrival.c.state,
-    arrival.c.code,
-).join(arrival, arrival.c.id == identity.c.arrival_id)
-#: By path or by member, the rest compared here: SQLite serves IN with several columns by a full scan.
-_KNOWN_FILES = _KNOWN.where(identity.c.path.in_(bindparam("paths", expanding=True)), identity.c.member == "")
-_KNOWN_MEMBERS = _KNOWN.where(
-    identity.c.path == bindparam("path"), identity.c.member.in_(bindparam("members", expanding=True))
+_KNOWN = (
+    select(identity.c.location_hash, arrival.c.id, arrival.c.instance_id, arrival.c.state, arrival.c.code)
+    .join(arrival, arrival.c.id == identity.c.arrival_id)
+    .where(identity.c.location_hash.in_(bindparam("hashes", expanding=True)))
 )
 
 
-def known_arrivals(connection: Connection, sources: Sequence[SourceReference]) -> dict[SourceReference, KnownArrival]:
+def location_of(source: SourceReference) -> str:
+    """The ``location_hash`` of a file."""
+    return location_hash(source.root, source.path, source.member, source.size, source.modified_ns)
+
+
+def known_arrivals(connection: Connection, sources: Iterable[SourceReference]) -> dict[SourceReference, KnownArrival]:
     """The files of ``sources`` that are registered: same place, size and modification time."""
-    archives: dict[str, list[str]] = {}
-    for item in sources:
-        if item.member:
-            archives.setdefault(item.path, []).append(item.member)
-    questions: list[tuple[Select[Any], dict[str, Any]]] = [
-        (_KNOWN_FILES, {"paths": piece}) for piece in slices([item.path for item in sources if not item.member])
-    ]
-    for path, members in archives.items():
-        questions += [(_KNOWN_MEMBERS, {"path": path, "members": piece}) for piece in slices(members)]
-    wanted = set(sources)
-    known: dict[SourceReference, KnownArrival] = {}
-    for statement, parameters in questions:
-        for root, path, member, size, modified_ns, *rest in connection.execute(statement, parameters):
-            place = SourceReference(root, path, member, size, modified_ns)
-            # A path may have held other files before.
-            if place in wanted:
-                known[place] = KnownArrival(*rest)
-    return known
+    wanted = {location_of(source): source for source in sources}
+    return {
+        wanted[place]: KnownArrival(*rest)
+        for piece in slices(wanted)
+        for place, *rest in connection.execute(_KNOWN, {"hashes": piece})
+    }
 
 
 _INSTANCES = select(instance.c.key, instance.c.id).where(instance.c.key.in_(bindparam("keys", expanding=True)))

@@ -34,7 +34,10 @@ from worker.intake.sources import Roots
 from worker.queue.watermarks import Room
 from worker.settings import Settings, site_key
 
-__all__ = ["FoundFile", "LeftOut", "ScanProblem", "SubmissionReport", "open_submission", "scan", "submit"]
+__all__ = ["FoundFile", "LeftOut", "ScanProblem", "SubmissionReport", "everything", "open_submission", "scan", "submit"]
+
+#: Whether a file is ours to register.
+Takes = Callable[[Examined], bool]
 
 #: Chunks whose headers are read ahead while an earlier one is committed.
 _READ_AHEAD = 1
@@ -118,6 +121,11 @@ def _remark_on_seen(counts: Counts) -> str:
     return "; ".join(remarks) or "skipped"
 
 
+def everything(file: Examined) -> bool:
+    """Take every file."""
+    return True
+
+
 def open_submission(database: Database, lane: str) -> int:
     """Begin a submission and return its id."""
     with database.write() as connection:
@@ -147,7 +155,7 @@ def submit(
     submission_id: int | None = None,
     stop: threading.Event | None = None,
     announce: Callable[[int], object] = lambda films: None,
-    takes: Callable[[Examined], bool] = lambda file: True,
+    takes: Takes = everything,
 ) -> SubmissionReport:
     """Register the films below ``paths``: files, folders, zip archives; headers only.
 

@@ -33,10 +33,11 @@ from worker.intake.arrivals import replace_file
 from worker.intake.lookups import KnownArrival
 from worker.merge.shard_file import Row, ShardArrival, ShardFilm, is_rejected
 from worker.merge.target import DONE, FAILED, RANK, Target, TargetFilm, best, known_files, rank
-from worker.merge.writing import UNBOUND, Writing
+from worker.merge.writing import UNBOUND, Writing, verify_first
 
 _ALIAS_DETAIL = "the same picture is known under another name"
 _LASTING = frozenset({Kind.PERMANENT, Kind.INELIGIBLE})
+_UNSETTLED = frozenset({RANK[JobState.READY], FAILED})
 #: State, code and detail of an arrival.
 _Fate = tuple[str, str | None, str]
 _UNVERIFIED: _Fate = (ArrivalState.UNVERIFIED.value, None, "")
@@ -136,8 +137,11 @@ def _replace(connection: Connection, writing: Writing, target: Target, film: Sha
         number = known.arrival_id
         writing.retell(number, mine, **changes)
     writing.write_arrivals()
-    state, code, detail = _lasting_end(best(theirs.jobs)) or _UNVERIFIED
+    end = _lasting_end(best(theirs.jobs))
+    state, code, detail = end or (ArrivalState.CONFLICT.value, None, "")
     replace_file(connection, theirs.id, number, former=ArrivalState(state), code=code, detail=detail)
+    if end is None and theirs.current is not None:
+        verify_first(connection, theirs.current)
 
 
 def _lasting_end(row: Row | None) -> _Fate | None:
@@ -161,11 +165,9 @@ class _Chunk:
     def merge(self, film: ShardFilm) -> None:
         theirs = self._target.film(film.row["key"])
         if theirs is not None:
-            before = self.counts.results
             changed = self._merge_known(film, theirs)
             self.counts.completed += changed
             self.counts.unchanged += not changed
-            assert changed or before == self.counts.results
         elif film.current is not None and _is_free(self._target.known(film.current)):
             self._add(film)
         else:
@@ -183,7 +185,6 @@ class _Chunk:
             number,
             row["generation"],
             None if orphan else row["content_hash"],
-            row["file_hash"],
             twin.id if twin else None,
             None,
         )
@@ -216,7 +217,7 @@ class _Chunk:
         newest = film.jobs[-1]
         finished = newest["finished_at"] if state is JobState.CANCELLED else None
         job = self._writing.job(
-            newest, copy=False, instance_id=added.id, arrival_id=added.current, generation=added.generation,
+            newest, result=False, instance_id=added.id, arrival_id=added.current, generation=added.generation,
             state=state.value, published=True, **UNBOUND, attempts=0, code=None, stage=None, detail=detail,
             finished_at=finished,
         )  # fmt: skip
@@ -243,11 +244,11 @@ class _Chunk:
                 return False
             assert theirs.current is not None and film.current is not None
             self._writing.describe(theirs.id, film, twin.id if twin else None)
-            theirs.content_hash, theirs.file_hash = film.row["content_hash"], film.row["file_hash"]
+            theirs.content_hash = film.row["content_hash"]
             if twin is not None:
                 theirs.alias_of = twin.id
                 self.counts.aliases += 1
-                self._cancel(theirs)
+                self._clear(theirs)
             state = ArrivalState.ALIAS if twin else ArrivalState.INSTANCE
             self._writing.retell(
                 theirs.current, film.current, instance_id=theirs.id, state=state.value, current=True, code=None,
@@ -263,7 +264,7 @@ class _Chunk:
         jobs = [row for row in film.present_jobs if RANK[row["state"]] > 0]
         known, told = rank(holder.jobs), rank(jobs)
         if told >= FAILED and told > known and _is_news(best(jobs), holder):
-            self._cancel(holder)
+            self._clear(holder)
             for row in jobs:
                 self._bring(row, holder, arrival_id=holder.current, generation=holder.generation)
             return True
@@ -271,22 +272,21 @@ class _Chunk:
             return False
         changed = False
         for row in jobs:
-            if row["state"] == JobState.DONE and not self._has_result(holder, row):
+            if row["state"] == JobState.DONE and self._make_way(holder, row):
                 self._bring(row, holder, arrival_id=holder.current, generation=holder.generation)
                 changed = True
         return changed
 
-    def _has_result(self, holder: TargetFilm, row: Row) -> bool:
-        """Whether a film is done with a job's bundle and revision; what is there instead gives way."""
+    def _make_way(self, holder: TargetFilm, row: Row) -> bool:
+        """Free the place of a job's bundle and revision; False where what is there is final."""
         wanted = (self._writing.bundle_id(row), row["revision"])
-        for other in list(holder.jobs):
-            if (other["bundle_id"], other["revision"]) != wanted:
-                continue
-            if other["state"] == JobState.DONE:
-                return True
+        same = [other for other in holder.jobs if (other["bundle_id"], other["revision"]) == wanted]
+        if any(other["state"] in (JobState.DONE, JobState.INELIGIBLE) for other in same):
+            return False
+        for other in same:
             self._writing.cancel(other["id"])
             holder.jobs.remove(other)
-        return False
+        return True
 
     def _bring(self, row: Row, holder: TargetFilm, *, arrival_id: int | None, generation: int) -> None:
         job = self._writing.job(row, instance_id=holder.id, arrival_id=arrival_id, generation=generation)
@@ -294,10 +294,16 @@ class _Chunk:
         if generation == holder.generation and job["published"]:
             holder.jobs.append(job)
 
-    def _cancel(self, holder: TargetFilm) -> None:
-        for row in holder.unfinished:
-            self._writing.cancel(row["id"])
-            holder.jobs.remove(row)
+    def _clear(self, holder: TargetFilm) -> None:
+        """End what the target knows and asks about a film that is not done."""
+        if any(row["state"] == JobState.INELIGIBLE for row in holder.jobs):
+            # That is final: as when another file takes a film's place, it speaks for it no longer.
+            holder.generation += 1
+            self._writing.new_generation(holder.id, holder.generation, [row["id"] for row in holder.jobs])
+        for row in holder.jobs:
+            if row["state"] != JobState.INELIGIBLE:
+                self._writing.cancel(row["id"])
+        holder.jobs.clear()
 
     def _merge_file(self, film: ShardFilm, file: ShardArrival, theirs: TargetFilm) -> bool:
         """One file of a film that both have; returns whether it is new or was settled."""
@@ -345,10 +351,9 @@ class _Chunk:
                 self._writing.seen(file, known.arrival_id)
             return known.arrival_id
         number = self._writing.arrival(file, **changes)
-        if file.verification is not None:
-            self._writing.job(
-                file.verification, instance_id=film.id, arrival_id=number, generation=film.generation
-            )
+        # What was found out there about an unverified file was found out about another film's content.
+        if file.verification is not None and (fate != _UNVERIFIED or RANK[file.verification["state"]] in _UNSETTLED):
+            self._writing.job(file.verification, instance_id=film.id, arrival_id=number, generation=film.generation)
         return number
 
 

@@ -23,8 +23,8 @@ from schema.tables import (
     ArrivalState,
     JobKind,
     arrival,
-    attempt,
     bundle,
+    bundle_alias,
     failure_flag,
     finding_score,
     heatmap,
@@ -38,13 +38,13 @@ from schema.tables import (
     submission_arrival,
 )
 from worker.errors import CarinaError
-from worker.intake.lookups import SLICE, slices
+from worker.intake.lookups import OPEN, PROCESS, SLICE, slices
 from worker.queue.outcomes import SourceReference
 
 Row = dict[str, Any]
 
-#: Tables whose rows belong to a job and follow it.
-OF_A_JOB: tuple[Table, ...] = (segmentation, region_measurement, failure_flag, finding_score, heatmap, attempt)
+#: Tables whose rows are a job's result.
+RESULTS: tuple[Table, ...] = (segmentation, region_measurement, failure_flag, finding_score, heatmap)
 
 _SQLITE_START = b"SQLite format 3\0"
 #: A UID as the header has it: what was cut or cleaned for storage has a key that cannot be computed again.
@@ -104,6 +104,10 @@ class ShardReader:
         others = select(func.count()).select_from(arrival).where(arrival.c.instance_id.is_(None))
         return films + (self._connection.scalar(others) or 0)
 
+    def count_open(self) -> int:
+        """Films that are not through."""
+        return self._connection.scalar(select(func.count()).select_from(job).where(PROCESS, OPEN)) or 0
+
     def films(self, chunk: int) -> Iterator[list[ShardFilm]]:
         """All films in chunks; those that are no alias come first."""
         for which in (instance.c.alias_of.is_(None), instance.c.alias_of.is_not(None)):
@@ -116,7 +120,7 @@ class ShardReader:
             yield self._arrivals(rows)
 
     def of_jobs(self, table: Table, job_ids: Sequence[int]) -> list[Row]:
-        """The rows of one of :data:`OF_A_JOB` that belong to these jobs."""
+        """The rows of ``attempt`` or of one of :data:`RESULTS` that belong to these jobs."""
         return self._where_in(table, table.c.job_id, job_ids)
 
     def _chunks(self, table: Table, which: ColumnElement[bool], chunk: int) -> Iterator[list[Row]]:
@@ -144,9 +148,7 @@ class ShardReader:
     def _arrivals(self, rows: Sequence[Row]) -> list[ShardArrival]:
         ids = [row["id"] for row in rows]
         places = {
-            row["arrival_id"]: SourceReference(
-                row["root"], row["path"], row["member"], row["size"], row["modified_ns"]
-            )
+            row["arrival_id"]: SourceReference(row["root"], row["path"], row["member"], row["size"], row["modified_ns"])
             for row in self._where_in(identity, identity.c.arrival_id, ids)
         }
         seen: dict[int, list[Row]] = defaultdict(list)
@@ -154,7 +156,9 @@ class ShardReader:
             seen[row["arrival_id"]].append(row)
         return [ShardArrival(row, places.get(row["id"]), seen[row["id"]]) for row in rows]
 
-    def _where_in(self, table: Table, column: ColumnElement[int], values: Sequence[int] | Mapping[int, Any]) -> list[Row]:
+    def _where_in(
+        self, table: Table, column: ColumnElement[int], values: Sequence[int] | Mapping[int, Any]
+    ) -> list[Row]:
         found: list[Row] = []
         for piece in slices(values, SLICE):
             query = select(table).where(column.in_(piece)).order_by(*table.primary_key.columns)
@@ -199,15 +203,11 @@ def under_key(connection: Connection, site_key: bytes, limit: int | None = None)
         .limit(limit)
         .execution_options(yield_per=SLICE)
     )
-    return all(
-        uid_key(site_key, uid) == key for key, uid in connection.execute(query) if _WHOLE_UID.fullmatch(uid)
-    )
+    return all(uid_key(site_key, uid) == key for key, uid in connection.execute(query) if _WHOLE_UID.fullmatch(uid))
 
 
 def champion_sha256(reader: ShardReader) -> str | None:
     """The SHA-256 of the bundle that the shard published with."""
-    from schema.tables import bundle_alias
-
     aliases = reader.rows(bundle_alias, bundle_alias.c.alias == "champion")
     return next((row["sha256"] for a in aliases for row in reader.rows(bundle, bundle.c.id == a["bundle_id"])), None)
 

@@ -6,7 +6,6 @@ The rows are locked in the order in which a worker locks them: jobs, then films.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,16 +49,10 @@ class TargetFilm:
     id: int
     generation: int
     content_hash: str | None
-    file_hash: str | None
     alias_of: int | None
     current: int | None
     jobs: list[Row] = field(default_factory=list)
     last_attempt: datetime | None = None
-
-    @property
-    def unfinished(self) -> list[Row]:
-        """Jobs that are neither done nor cancelled: what a result from elsewhere makes superfluous."""
-        return [row for row in self.jobs if 0 < RANK[row["state"]] < DONE]
 
 
 class Target:
@@ -77,9 +70,7 @@ class Target:
         films_found = _in(connection, _FILMS, instance.c.id, ids)
         currents = {row.instance_id: row.id for row in _in(connection, _CURRENT, arrival.c.instance_id, ids)}
         self._by_id = {
-            row.id: TargetFilm(
-                row.id, row.generation, row.content_hash, row.file_hash, row.alias_of, currents.get(row.id)
-            )
+            row.id: TargetFilm(row.id, row.generation, row.content_hash, row.alias_of, currents.get(row.id))
             for row in films_found
         }
         self._by_key = {row.key: self._by_id[row.id] for row in films_found}
@@ -116,10 +107,10 @@ class Target:
         return self.arrivals.get(file.source) if file.source else None
 
     def _add_jobs(self, connection: Connection, jobs: list[Row]) -> None:
-        ended: dict[int, datetime] = dict(
-            (row.job_id, row.ended_at)
+        ended: dict[int, datetime] = {
+            row.job_id: row.ended_at
             for row in _in(connection, _ATTEMPTS, attempt.c.job_id, [row["id"] for row in jobs])
-        )
+        }
         for row in jobs:
             film = self._by_id[row["instance_id"]]
             if row["generation"] != film.generation or not row["published"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal_column, select, update
@@ -14,6 +14,7 @@ from schema.tables import (
     JobKind,
     JobState,
     arrival,
+    attempt,
     identity,
     instance,
     instance_identity,
@@ -22,7 +23,7 @@ from schema.tables import (
 )
 from schema.types import database_now
 from worker.intake.lookups import VERIFY, allocate_ids, slices
-from worker.merge.shard_file import OF_A_JOB, Row, ShardArrival, ShardFilm, ShardReader
+from worker.merge.shard_file import RESULTS, Row, ShardArrival, ShardFilm, ShardReader
 
 #: Columns of ``instance`` that only reading the pixels tells.
 FACTS = (
@@ -61,7 +62,9 @@ class Writing:
         self._submissions = submissions
         self._rows: dict[str, list[Row]] = defaultdict(list)
         self._cancelled: set[int] = set()
-        self._copied: dict[int, int] = {}
+        self._unpublished: set[int] = set()
+        self._results: dict[int, int] = {}
+        self._attempts: dict[int, int] = {}
         self._touched: set[int] = set()
 
     def reserve(self, films: int, files: int, jobs: int) -> None:
@@ -85,9 +88,15 @@ class Writing:
         self._rows["facts"].append({"film": number, "alias_of": alias_of, **{name: film.row[name] for name in FACTS}})
         self._touched.add(number)
 
+    def bundle_id(self, row: Row) -> int | None:
+        """The target's bundle of a job of the shard."""
+        return self._bundles[row["bundle_id"]] if row["bundle_id"] is not None else None
+
     def arrival(self, file: ShardArrival, **changes: Any) -> int:
         """A file that the target does not have; returns its id."""
         number = next(self._ids["arrival"])
+        if changes.get("instance_id") is not None:
+            self._touched.add(changes["instance_id"])
         submission = self._submissions[file.row["submission_id"]]
         self._rows["arrival"].append({**file.row, "id": number, "submission_id": submission, **changes})
         if file.source is not None:
@@ -120,20 +129,26 @@ class Writing:
             for row in file.seen_by
         ]  # fmt: skip
 
-    def job(self, row: Row, *, copy: bool = True, **changes: Any) -> Row:
-        """A job of the shard, open ones as ready; with ``copy`` its results and attempts come along."""
+    def job(self, row: Row, *, result: bool = True, **changes: Any) -> Row:
+        """A job of the shard with its attempts and, if wanted, its result; open ones are ready."""
         number = next(self._ids["job"])
-        bundle_id = self._bundles[row["bundle_id"]] if row["bundle_id"] is not None else None
-        values = {**row, "id": number, "bundle_id": bundle_id, **changes}
+        values = {**row, "id": number, "bundle_id": self.bundle_id(row), **changes}
         if values["state"] in _OPEN:
             # The claim that was under way there counted as an attempt.
-            attempts = row["attempts"] - (row["state"] == JobState.LEASED)
+            attempts = values["attempts"] - (row["state"] == JobState.LEASED)
             values |= {**UNBOUND, "state": JobState.READY.value, "available_at": None, "attempts": max(0, attempts)}
         self._rows["job"].append(values)
-        if copy:
-            self._copied[row["id"]] = number
+        # Of two jobs that one of the shard becomes, the second one was really worked on.
+        self._attempts[row["id"]] = number
+        if result:
+            self._results[row["id"]] = number
         self._touched.add(values["instance_id"])
         return values
+
+    def new_generation(self, number: int, generation: int, jobs: Collection[int]) -> None:
+        """Let a film of the target begin anew: its jobs speak for it no longer."""
+        self._rows["generation"].append({"film": number, "next_generation": generation})
+        self._unpublished.update(jobs)
 
     def cancel(self, job_id: int) -> None:
         """End a job of the target that is not done."""
@@ -146,29 +161,38 @@ class Writing:
         rows["instance"].sort(key=lambda row: row["alias_of"] is not None)
         for piece in slices(self._cancelled):
             run(_CANCEL, {"jobs": piece})
+        for piece in slices(self._unpublished):
+            run(_UNPUBLISH, {"jobs": piece})
+        if rows["generation"]:
+            run(_NEW_GENERATION, rows["generation"])
         for table in (instance, instance_identity):
             if rows[table.name]:
                 run(insert(table), rows[table.name])
         if rows["facts"]:
             run(_DESCRIBE, rows["facts"])
-        if rows["retold"]:
-            run(_RETELL, rows["retold"])
-        for table in (arrival, identity):
-            if rows[table.name]:
-                run(insert(table), rows[table.name])
-        if rows["submission_arrival"]:
-            run(_insert_or_ignore(self._connection), rows["submission_arrival"])
+        self.write_arrivals()
         if rows["job"]:
             run(insert(job), rows["job"])
         self._write_results()
         self._verify()
 
+    def write_arrivals(self) -> None:
+        """Write the files alone; their films are there."""
+        rows, run = self._rows, self._connection.execute
+        for name, statement in (
+            ("retold", _RETELL),
+            ("arrival", insert(arrival)),
+            ("identity", insert(identity)),
+            ("submission_arrival", _insert_or_ignore(self._connection)),
+        ):
+            if rows[name]:
+                run(statement, rows.pop(name))
+
     def _write_results(self) -> None:
-        jobs = list(self._copied)
-        for table in OF_A_JOB:
-            found = self._reader.of_jobs(table, jobs)
+        for table, numbers in ((attempt, self._attempts), *((table, self._results) for table in RESULTS)):
+            found = self._reader.of_jobs(table, list(numbers))
             for row in found:
-                row["job_id"] = self._copied[row["job_id"]]
+                row["job_id"] = numbers[row["job_id"]]
                 # Row ids are the target's own, and workers stay where they are.
                 row.pop("id", None)
                 if "worker_id" in row:
@@ -180,7 +204,6 @@ class Writing:
         """See to it that somebody verifies the unverified, and nobody what is settled."""
         for piece in slices(self._touched):
             self._connection.execute(_SETTLED, {"films": piece})
-            self._connection.execute(_VERIFY_AGAIN, {"films": piece})
             self._connection.execute(_VERIFY, {"films": piece})
 
 
@@ -194,16 +217,16 @@ _CANCEL = (
         detail="another database brought what is known about this film",
     )
 )
+_UNPUBLISH = update(job).where(job.c.id.in_(bindparam("jobs", expanding=True))).values(published=False)
+_NEW_GENERATION = (
+    update(instance).where(instance.c.id == bindparam("film")).values(generation=bindparam("next_generation"))
+)
 _DESCRIBE = (
     update(instance)
     .where(instance.c.id == bindparam("film"))
     .values({name: bindparam(name) for name in (*FACTS, "alias_of")})
 )
-_RETELL = (
-    update(arrival)
-    .where(arrival.c.id == bindparam("file"))
-    .values({name: bindparam(name) for name in _ARRIVAL})
-)
+_RETELL = update(arrival).where(arrival.c.id == bindparam("file")).values({name: bindparam(name) for name in _ARRIVAL})
 _FILMS = arrival.c.instance_id.in_(bindparam("films", expanding=True))
 _UNVERIFIED = arrival.c.state == literal_column(f"'{ArrivalState.UNVERIFIED}'")
 _SETTLED = (
@@ -211,12 +234,6 @@ _SETTLED = (
     .where(VERIFY, job.c.state.in_([literal_column(f"'{state}'") for state in ("ready", "delayed", "leased")]))
     .where(job.c.arrival_id.in_(select(arrival.c.id).where(_FILMS, ~_UNVERIFIED)))
     .values(**UNBOUND, state=JobState.DONE.value, code=None, stage=None, detail="", finished_at=database_now())
-)
-_VERIFY_AGAIN = (
-    update(job)
-    .where(VERIFY, job.c.state.in_([literal_column(f"'{state}'") for state in ("done", "cancelled", "ineligible")]))
-    .where(job.c.arrival_id.in_(select(arrival.c.id).where(_FILMS, _UNVERIFIED)))
-    .values(**UNBOUND, state=JobState.READY.value, attempts=0, finished_at=None, available_at=database_now())
 )
 _VERIFY = insert(job).from_select(
     ["instance_id", "arrival_id", "kind", "state", "priority", "generation", "published", "attempts", "crashes",
@@ -242,6 +259,16 @@ _VERIFY = insert(job).from_select(
     .where(_FILMS, _UNVERIFIED, ~exists().where(VERIFY, job.c.arrival_id == arrival.c.id)),
     include_defaults=False,
 )  # fmt: skip
+
+
+def verify_first(connection: Connection, arrival_id: int) -> None:
+    """Have a file in conflict verified that nobody has looked into yet."""
+    looked_into = exists().where(VERIFY, job.c.arrival_id == arrival.c.id)
+    connection.execute(
+        update(arrival)
+        .where(arrival.c.id == arrival_id, arrival.c.state == ArrivalState.CONFLICT.value, ~looked_into)
+        .values(state=ArrivalState.UNVERIFIED.value)
+    )
 
 
 def _insert_or_ignore(connection: Connection) -> Any:

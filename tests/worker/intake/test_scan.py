@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import zipfile
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from intake_rows import film_bytes, make_champion, one, rows, states, work, write_film
-from ledger_rows import Ledger, add_bundle
+from ledger_rows import Ledger, add_bundle, full_result
 from sqlalchemy import func, select, update
 
 from schema import queries, tables
@@ -21,7 +22,8 @@ from worker.errors import CarinaError
 from worker.intake import scan as scan_module
 from worker.intake.scan import LeftOut, SubmissionReport, open_submission, submit
 from worker.intake.sources import resolve
-from worker.queue.outcomes import SourceReference
+from worker.queue.finish import finish
+from worker.queue.outcomes import Outcome, SourceReference
 from worker.settings import Settings
 
 
@@ -133,6 +135,27 @@ def test_the_worker_finds_every_film(database: Database, settings: Settings, tmp
         for row in rows(database, tables.identity)
     }
     assert found == set(names)
+
+
+def test_the_longest_path_is_registered_and_worked_through(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
+    """4,000 bytes of digits that no index compresses, and a member of an archive with as long a name."""
+    database, place = ledger.database, tmp_path
+    while len(str(place)) < 3800:
+        place /= secrets.token_hex(60)
+    place.mkdir(parents=True)
+    place /= secrets.token_hex(100)[: 4000 - len(str(place)) - 1]
+    write_film(place, "2.25.1")
+    member = "/".join(secrets.token_hex(60) for _ in range(60))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, film_bytes("2.25.2"))
+    assert len(os.fsencode(place)) == 4000
+    assert submit(database, settings, [tmp_path]).counts.registered == 2
+    assert submit(database, settings, [tmp_path]).counts.seen_before == 2
+    claimed = ledger.must_claim()
+    for job in claimed.jobs:
+        assert resolve(settings, job.source) in (place, tmp_path / "a.zip")
+    work_of = [Outcome(job, result=full_result(job.source.member)) for job in claimed.jobs]
+    assert set(finish(database, claimed, work_of, settings=settings).states.values()) == {"done"}
 
 
 def test_an_interrupted_submission_goes_on_where_it_was(database: Database, settings: Settings, tmp_path: Path) -> None:

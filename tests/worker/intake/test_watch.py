@@ -20,6 +20,7 @@ from schema.database import Database
 from worker.errors import CarinaError
 from worker.intake import watch as watch_module
 from worker.intake.folders import FoundFile, ScanProblem, walk
+from worker.intake.lookups import known_arrivals
 from worker.intake.sources import Roots, resolve
 from worker.intake.watch import Settling, watch
 from worker.queue.outcomes import SourceReference
@@ -258,6 +259,8 @@ def test_a_moved_film_can_still_be_found(ledger: Ledger, quick: Settings, folder
     source = SourceReference(identity.root, identity.path, identity.member, identity.size, identity.modified_ns)
     moved = resolve(quick, source)
     assert moved == target / "sub" / f"a.{identity.arrival_id}" and moved.read_bytes() == film_bytes_of(moved)
+    with database.read() as connection:
+        assert list(known_arrivals(connection, [source])) == [source]
     assert (target / "sub" / "a").read_bytes() == b"another file of that name"
 
 
