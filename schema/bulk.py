@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import JSON, Connection, Table, Update, bindparam, column, func, insert, update
 from sqlalchemy.exc import DBAPIError
+
+_to_json = json.JSONEncoder().encode
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,11 +84,15 @@ def _copy(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]
 
 
 @cache
-def _copy_of(table: Table, columns: tuple[str, ...]) -> tuple[str, Callable[[Mapping[str, Any]], list[Any]]]:
+def _copy_of(table: Table, columns: tuple[str, ...]) -> tuple[str, Callable[[Mapping[str, Any]], Sequence[Any]]]:
     """The COPY statement, and what makes a row's values of it."""
-    documents = frozenset(name for name in columns if isinstance(table.c[name].type, JSON))
+    documents = [place for place, name in enumerate(columns) if isinstance(table.c[name].type, JSON)]
+    values_of = itemgetter(*columns)
 
-    def values_of(row: Mapping[str, Any]) -> list[Any]:
-        return [json.dumps(row[name]) if name in documents else row[name] for name in columns]
+    def with_documents(row: Mapping[str, Any]) -> Sequence[Any]:
+        values = list(values_of(row))
+        for place in documents:
+            values[place] = _to_json(values[place])
+        return values
 
-    return f"COPY {table.name} ({', '.join(columns)}) FROM STDIN", values_of
+    return f"COPY {table.name} ({', '.join(columns)}) FROM STDIN", with_documents if documents else values_of

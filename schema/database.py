@@ -31,6 +31,11 @@ POSTGRESQL_SETTINGS: dict[str, str] = {
     "idle_in_transaction_session_timeout": "60s",
     "lock_timeout": "10s",
     "timezone": "UTC",
+    # The server's side of POSTGRESQL_CONNECTION: a client that vanished must not keep its locks for hours.
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
 }
 #: What libpq is told, where the URL does not say otherwise. The TCP settings let a peer that
 #: vanished without a word be noticed in half a minute instead of in hours.

@@ -99,13 +99,31 @@ def name_used_twice_elsewhere(cluster: Cluster) -> Iterator[None]:
         other.kill_all()
 
 
+def commit(*, asked: bool) -> Callable[[bytes, bool], bool]:
+    """The moment at which a COMMIT is ``asked`` for, else that at which it is answered."""
+    return lambda piece, from_client: from_client == asked and b"COMMIT\0" in piece
+
+
+def results(piece: bytes, from_client: bool) -> bool:
+    """A moment in the middle of films' results: rows on their way to a COPY."""
+    return from_client and piece[:1] == b"d"
+
+
+@contextmanager
+def silent_in_the_middle_of_results(cluster: Cluster) -> Iterator[None]:
+    """Nobody ever hears of the connections again, and the server waits for the rest of the rows."""
+    with cluster.database_proxy.at_next(results, cluster.database_proxy.freeze) as struck:
+        assert struck.wait(60), "nobody writes results"
+        yield
+
+
 def commit_cut(*, asked: bool) -> Fault:
     """All connections break while a COMMIT is on its way: to the server, or its answer from there."""
 
     @contextmanager
     def fault(cluster: Cluster) -> Iterator[None]:
         proxy = cluster.database_proxy
-        with proxy.at_next_commit(asked=asked, strike=lambda: proxy.drop(reset=True)) as struck:
+        with proxy.at_next(commit(asked=asked), lambda: proxy.drop(reset=True)) as struck:
             assert struck.wait(60), "nobody commits"
             yield
 
@@ -118,7 +136,7 @@ def commit_frozen(*, asked: bool) -> Fault:
     @contextmanager
     def fault(cluster: Cluster) -> Iterator[None]:
         proxy = cluster.database_proxy
-        with proxy.at_next_commit(asked=asked, strike=proxy.freeze) as struck:
+        with proxy.at_next(commit(asked=asked), proxy.freeze) as struck:
             assert struck.wait(60), "nobody commits"
             yield
         proxy.drop(reset=True)
@@ -169,6 +187,7 @@ FAULTS: dict[str, Fault] = {
     "broker flushed": broker_flushed,
     "name used twice on one machine": name_used_twice_here,
     "name used twice on two machines": name_used_twice_elsewhere,
+    "database connections silent in the middle of results": silent_in_the_middle_of_results,
     "COMMIT cut on its way": commit_cut(asked=True),
     "answer to COMMIT cut": commit_cut(asked=False),
     "COMMIT frozen on its way": commit_frozen(asked=True),

@@ -55,19 +55,19 @@ def wait_until(condition: Callable[[], object], what: Callable[[], object], seco
 
 
 class DatabaseProxy(Proxy):
-    """Can strike in the middle of a COMMIT: see :meth:`at_next_commit`."""
+    """Can strike at a certain moment: see :meth:`at_next`."""
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
-        self._strike: tuple[bool, Callable[[], object]] | None = None
+        self._strike: tuple[Callable[[bytes, bool], bool], Callable[[], object]] | None = None
         self._struck = threading.Event()
         self.on_piece = self._look
 
     @contextmanager
-    def at_next_commit(self, *, asked: bool, strike: Callable[[], object]) -> Iterator[threading.Event]:
-        """Strike when the next COMMIT is ``asked`` for, else when it is answered; neither has passed on yet."""
+    def at_next(self, moment: Callable[[bytes, bool], bool], strike: Callable[[], object]) -> Iterator[threading.Event]:
+        """Strike when ``moment`` knows a piece, (bytes, whether it comes from the client), before that passes on."""
         self._struck.clear()
-        self._strike = (asked, strike)
+        self._strike = (moment, strike)
         try:
             yield self._struck
         finally:
@@ -75,7 +75,7 @@ class DatabaseProxy(Proxy):
 
     def _look(self, piece: bytes, from_client: bool) -> None:
         armed = self._strike
-        if armed is not None and armed[0] == from_client and b"COMMIT\0" in piece:
+        if armed is not None and armed[0](piece, from_client):
             self._strike = None
             armed[1]()
             self._struck.set()
@@ -110,14 +110,13 @@ class Machine:
     def log(self) -> str:
         return (self.home / "log").read_text("utf-8", "replace")
 
-    @property
-    def supervisor(self) -> subprocess.Popen[bytes]:
-        return self.processes[0]
-
     def workers(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.supervisor.pid).children()
-        return []
+        """The supervised worker; none while the machine is down or its worker starts again."""
+        found: list[psutil.Process] = []
+        for supervisor in self.processes[:1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += psutil.Process(supervisor.pid).children()
+        return found
 
     def kill_worker(self) -> None:
         for process in self.workers():

@@ -20,6 +20,7 @@ from schema.tables import worker as worker_table
 from schema.types import database_now
 from worker.queue.leases import sweep
 from worker.queue.ledger import WorkerIdentity
+from worker.queue.sessions import end_silent_sessions
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ def standard_duties(
     pause = settings.lease_seconds / 2
 
     def take_back(database: Database) -> str:
+        silent = end_silent_sessions(database, settings.lease_seconds)
+        if silent:
+            log.warning("%d database sessions were ended whose clients had fallen silent", silent)
         report = sweep(database, mine=in_flight())
         if report.expired + report.due:
             announce(report.expired + report.due)

@@ -136,16 +136,18 @@ class _Held:
     worker_id: int | None
 
 
-_LEASE: Select[Any] = select(lease_table.c.worker_id).where(lease_table.c.id == bindparam("lease")).with_for_update()
-_HELD: Select[Any] = select(job.c.id).where(job.c.lease_id == bindparam("lease")).with_for_update()
+_HELD: Select[Any] = (
+    select(lease_table.c.worker_id, job.c.id)
+    .join(job, job.c.lease_id == lease_table.c.id)
+    .where(lease_table.c.id == bindparam("lease"))
+    # The lease first, then its jobs: the order in which the sweep takes them too.
+    .with_for_update(of=[lease_table, job])
+)
 
 
 def _held(connection: Connection, claim: Claim) -> _Held:
-    # The lease first, then its jobs: the order in which the sweep takes them too.
-    worker_id = connection.scalar(_LEASE, {"lease": claim.lease_id})
-    if worker_id is None:
-        return _Held(frozenset(), None)
-    return _Held(frozenset(connection.scalars(_HELD, {"lease": claim.lease_id})), worker_id)
+    rows = connection.execute(_HELD, {"lease": claim.lease_id}).all()
+    return _Held(frozenset(row.id for row in rows), rows[0].worker_id if rows else None)
 
 
 def _judge(
@@ -290,8 +292,7 @@ def _write(
                 connection.execute(_give_back(verdict, claim))
         else:
             connection.execute(_CANCEL if ending.state is JobState.CANCELLED else _END, parameters)
-    if held.worker_id is not None:
-        drop_if_empty(connection, claim.lease_id)
+    drop_if_empty(connection, claim.lease_id)
     lost = [item.id for item in asked if item.id not in held.jobs]
     already = _written_before(connection, claim, lost)
     return FinishReport(
