@@ -225,7 +225,7 @@ def main() -> int:
     print(
         f"machine: {os.cpu_count()} cores, load {load:.1f} before, fsync {fsync_ms(options.dir):.2f} ms, "
         f"round trip {found[-1].round_trip:.3f} ms; 3 commits and about "
-        f"{35 if server else 0} round trips in a batch of {CLAIM}"
+        f"{30 if server else 0} round trips in a batch of {CLAIM}"
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     missed = growth > FLAT or max(figures.cpu for figures in found) > TARGET_MS

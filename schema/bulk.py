@@ -87,7 +87,8 @@ def _copy(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]
 def _copy_of(table: Table, columns: tuple[str, ...]) -> tuple[str, Callable[[Mapping[str, Any]], Sequence[Any]]]:
     """The COPY statement, and what makes a row's values of it."""
     documents = [place for place, name in enumerate(columns) if isinstance(table.c[name].type, JSON)]
-    values_of = itemgetter(*columns)
+    # Of one column alone, itemgetter would give the bare value.
+    values_of = itemgetter(*columns) if len(columns) > 1 else lambda row: (row[columns[0]],)
 
     def with_documents(row: Mapping[str, Any]) -> Sequence[Any]:
         values = list(values_of(row))
