@@ -39,9 +39,11 @@ test-services: $(VENV)/.developer  ## Tests that need a real database and broker
 test-long: $(VENV)/.developer  ## The long versions: more kills, more mutated files, training to the end
 	$(BIN)/pytest -q -m "slow and not gpu" --timeout 3600
 
-bench: $(VENV)/.installed  ## The benchmarks behind every quoted figure
+bench: $(VENV)/.developer  ## The benchmarks behind every quoted figure
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/ledger.py --postgresql
+	$(BIN)/python benchmarks/workers.py
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) carina-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
