@@ -11,9 +11,9 @@ On a given server the ledgers are new databases, which are dropped afterwards; t
 left alone. Both databases flush every commit to the disk.
 
 ``wall`` is the median time that passes, ``CPU`` the median processor time of this process and of
-the database's session (where that runs on this machine). Target: 1 ms of processor time a film or
-less, and the same at every size. Wall time is the same on a machine that does nothing else; what
-it has more is waiting: for other programs, for the disk, for the network, all of which is shown.
+the database's session (where that runs on this machine). Target: 1 ms of wall time a film or less,
+and the same at every size. What wall time has more than processor time is waiting: for other
+programs, for the disk, for the network; load, flush time and round trip are shown to tell which.
 """
 
 from __future__ import annotations
@@ -219,16 +219,16 @@ def main() -> int:
         server = GivenPostgresql(options.database_url) if options.database_url else own_server()
     load = os.getloadavg()[0]
     found = table(options, server)
-    growth = found[-1].cpu / found[0].cpu
+    growth = found[-1].wall / found[0].wall
     print(f"the largest ledger costs {growth:.2f} of the smallest (target: {FLAT} or less)")
-    print(f"target {TARGET_MS} ms of CPU time: highest {max(figures.cpu for figures in found):.2f} ms")
+    print(f"target {TARGET_MS} ms of wall time: highest {max(figures.wall for figures in found):.2f} ms")
     print(
         f"machine: {os.cpu_count()} cores, load {load:.1f} before, fsync {fsync_ms(options.dir):.2f} ms, "
         f"round trip {found[-1].round_trip:.3f} ms; 3 commits and about "
         f"{30 if server else 0} round trips in a batch of {CLAIM}"
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    missed = growth > FLAT or max(figures.cpu for figures in found) > TARGET_MS
+    missed = growth > FLAT or max(figures.wall for figures in found) > TARGET_MS
     if missed or options.profile:
         profile = cProfile.Profile()
         with tempfile.TemporaryDirectory(dir=options.dir) as folder:
