@@ -185,7 +185,8 @@ def youden_threshold(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.float
     gain = (curve.true_positive_rate - curve.false_positive_rate)[1:]
     if not gain.size or np.isnan(gain).any():
         return float("nan")
-    return float(curve.thresholds[1:][np.argmax(gain)])
+    # Rates that are equal as fractions may differ in their last bit: that must not decide.
+    return float(curve.thresholds[1:][np.argmax(np.round(gain, 12))])
 
 
 @dataclass(frozen=True)
