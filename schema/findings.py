@@ -20,6 +20,26 @@ class Finding(StrEnum):
     NO_FINDING = "no_finding"
 
 
+#: The fourteen observations of CheXpert (Irvin et al. 2019, Table 1), in its order: what an adult
+#: pre-training learns (classifier paper, section 3.5.1). Two of them are also pediatric findings.
+CHEXPERT_OBSERVATIONS: tuple[str, ...] = (
+    "no_finding",
+    "enlarged_cardiomediastinum",
+    "cardiomegaly",
+    "lung_opacity",
+    "lung_lesion",
+    "edema",
+    "consolidation",
+    "pneumonia",
+    "atelectasis",
+    "pneumothorax",
+    "pleural_effusion",
+    "pleural_other",
+    "fracture",
+    "support_devices",
+)
+
+
 def title(slug: str) -> str:
     """The finding as a person reads it: ``"no_finding"`` becomes ``"No finding"``."""
     return slug.replace("_", " ").capitalize()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schema.bundle import BundleError
-from schema.findings import Finding
+from schema.findings import CHEXPERT_OBSERVATIONS, Finding
 from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, RegionDefinition
 from trainer.errors import RecipeError
 from worker.film import preprocess
@@ -261,7 +261,7 @@ class Recipe(_Table):
             if len(self.data.regions) < 2 or self.data.regions[0] != "background":
                 raise ValueError("data.regions must start with background and name at least one region more")
         else:
-            _known("data.findings", self.data.findings, [str(finding) for finding in Finding])
+            _known("data.findings", self.data.findings, KNOWN_FINDINGS)
             if not self.data.findings:
                 raise ValueError("data.findings must name at least one finding")
         monitors = {"segmentation": ("mean_dice", "lung_dice", "loss"), "classification": ("mean_auroc", "loss")}
@@ -298,6 +298,9 @@ class Recipe(_Table):
 
 #: All eight, in the order of their label values.
 ALL_REGIONS: tuple[str, ...] = tuple(str(region.name) for region in HOLSTE_REGIONS)
+
+#: The ten pediatric findings, and what a pre-training on adult films learns instead.
+KNOWN_FINDINGS: tuple[str, ...] = tuple(dict.fromkeys([*(str(finding) for finding in Finding), *CHEXPERT_OBSERVATIONS]))
 
 
 def recipe_names() -> list[str]:
