@@ -209,11 +209,14 @@ class GridCell(_Table):
 
 
 class GridTable(_Table):
-    """An ablation: the same recipe with the changes of each cell. ``columns`` are what is compared, in order."""
+    """An ablation: the same recipe with the changes of each cell. ``columns`` are what is compared, in order.
+
+    ``ensemble`` asks for one row more, the average of all cells' probabilities, with the paper's figures for it.
+    """
 
     title: str
     columns: tuple[str, ...]
-    ensemble: bool = False
+    ensemble: dict[str, str] = {}
     cells: tuple[GridCell, ...] = Field(min_length=1)
 
     @field_validator("columns", "cells", mode="before")
