@@ -44,7 +44,7 @@ def _value(region: Region) -> int:
     return REGION_BY_NAME[region].value
 
 
-def derive_regions(lungs: LabelMap, name: str) -> LabelMap:
+def derive_regions(lungs: LabelMap) -> LabelMap:
     """The eight regions for a map of two lungs.
 
     Parameters
@@ -52,8 +52,6 @@ def derive_regions(lungs: LabelMap, name: str) -> LabelMap:
     lungs
         uint8 (height, width): 0, the left lung's value 1, the right lung's 2 (the patient's; the right
         lung lies at the image's left).
-    name
-        The film, for errors.
 
     Returns
     -------
@@ -62,12 +60,12 @@ def derive_regions(lungs: LabelMap, name: str) -> LabelMap:
     Raises
     ------
     DataError
-        A lung is missing, or the two do not lie side by side.
+        A lung is missing, or the two do not lie side by side; the message has no film name.
     """
     right, left = lungs == _value(Region.RIGHT_LUNG), lungs == _value(Region.LEFT_LUNG)
     both = np.flatnonzero(right.any(axis=1) & left.any(axis=1))
     if both.size < 2:
-        raise DataError(f"{name}: two lungs side by side are needed to derive the other regions.")
+        raise DataError("two lungs side by side are needed to derive the other regions")
     height, width = lungs.shape
     last_right = width - 1 - right[:, ::-1].argmax(axis=1)
     first_left = left.argmax(axis=1)
@@ -108,7 +106,7 @@ def _axis(rows: npt.NDArray[np.int_], middles: npt.NDArray[np.float64], height: 
     slope = float(np.median(np.nanmedian(rise / run, axis=1)))
     # A patient tilted by more than this lies outside what a frontal film shows.
     slope = float(np.clip(slope, -0.35, 0.35))
-    return np.arange(height) * slope + float(np.median(x - slope * y))
+    return np.asarray(np.arange(height) * slope + np.median(x - slope * y), np.float64)
 
 
 def _below(
@@ -131,7 +129,7 @@ def _below(
     medial = np.flatnonzero(lung.any(axis=0))
     gap = (np.arange(width) > medial[-1]) if side < 0 else (np.arange(width) < medial[0])
     last = np.where(gap, last[medial[-1] if side < 0 else medial[0]], last)
-    return cage & inner & (y > last[np.newaxis, :]) & (y <= bottom) & (y > rows[0])
+    return np.asarray(cage & inner & (y > last[np.newaxis, :]) & (y <= bottom) & (y > rows[0]), np.bool_)
 
 
 def _beside(
@@ -149,4 +147,4 @@ def _beside(
     medial = np.abs(np.arange(width) - typical) <= MEDIAL_SHARE * (columns[-1] - columns[0] + 1)
     ends = np.flatnonzero((lung & medial[np.newaxis, :]).any(axis=1))
     end = ends[-1] if ends.size else np.flatnonzero(rows)[-1]
-    return between & inside & (rows & (np.arange(height) <= end))[:, np.newaxis]
+    return np.asarray(between & inside & (rows & (np.arange(height) <= end))[:, np.newaxis], np.bool_)

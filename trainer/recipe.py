@@ -74,13 +74,15 @@ class DataTable(_Table):
     """What a film's truth is made of; where the films lie is the command line's business.
 
     ``regions`` are names of label values 0, 1, 2, ... in this order. ``films`` > 0 trains on that many
-    films only, chosen by the split's seed. ``phantoms`` is how many are drawn when the data are phantoms.
+    films only, chosen by the split's seed. ``phantoms`` is how many are drawn when the data are phantoms,
+    ``added_phantoms`` how many join the training part of other data.
     """
 
     regions: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     films: int = Field(0, ge=0)
     phantoms: int = Field(400, ge=8)
+    added_phantoms: int = Field(0, ge=0)
     split: SplitTable = SplitTable()
 
     @field_validator("regions", "findings", mode="before")

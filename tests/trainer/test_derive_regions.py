@@ -26,7 +26,7 @@ def test_agrees_with_the_exact_truth_of_phantoms():
     dice = {region.name: [] for region in HOLSTE_REGIONS}
     for seed in range(12):
         truth, lungs = phantom_lungs(seed)
-        for name, overlap in region_overlaps(truth, derive_regions(lungs, "film"), HOLSTE_REGIONS).items():
+        for name, overlap in region_overlaps(truth, derive_regions(lungs), HOLSTE_REGIONS).items():
             dice[name].append(overlap.dice)
     means = {name: float(np.nanmean(values)) for name, values in dice.items()}
     assert means["left_lung"] == means["right_lung"] == 1.0
@@ -42,7 +42,7 @@ def test_lungs_stay_and_every_region_is_there(seed, size):
     _, lungs = phantom_lungs(seed, *size)
     if not all((lungs == value).any() for value in LUNGS):
         return  # collimated away
-    regions = derive_regions(lungs, "film")
+    regions = derive_regions(lungs)
     np.testing.assert_array_equal(np.where(np.isin(regions, LUNGS), regions, 0), lungs)
     assert set(np.unique(regions)) <= {region.value for region in HOLSTE_REGIONS}
     shapes = shapes_of(regions, HOLSTE_REGIONS)
@@ -52,21 +52,21 @@ def test_lungs_stay_and_every_region_is_there(seed, size):
 
 def test_left_and_right_are_the_patients():
     _, lungs = phantom_lungs(3)
-    shapes = shapes_of(derive_regions(lungs, "film"), HOLSTE_REGIONS)
+    shapes = shapes_of(derive_regions(lungs), HOLSTE_REGIONS)
     right, left = shapes[Region.RIGHT_SUBDIAPHRAGM].centroid, shapes[Region.LEFT_SUBDIAPHRAGM].centroid
     assert right[1] < shapes[Region.SPINE].centroid[1] < left[1]
 
 
 @pytest.mark.parametrize("missing", LUNGS)
-def test_a_missing_lung_names_the_film(missing):
+def test_a_missing_lung_is_refused(missing):
     _, lungs = phantom_lungs(1)
-    with pytest.raises(DataError, match="film-7"):
-        derive_regions(np.where(lungs == missing, 0, lungs).astype(np.uint8), "film-7")
+    with pytest.raises(DataError, match="two lungs"):
+        derive_regions(np.where(lungs == missing, 0, lungs).astype(np.uint8))
 
 
 def test_the_carina_lies_between_the_lungs_on_the_spine():
     _, lungs = phantom_lungs(5)
-    regions = derive_regions(lungs, "film")
+    regions = derive_regions(lungs)
     rows, columns = np.nonzero(regions == REGION_BY_NAME[Region.CARINA].value)
     spine = np.flatnonzero((regions == REGION_BY_NAME[Region.SPINE].value).any(axis=0))
     assert spine[0] <= columns.mean() <= spine[-1]

@@ -1,13 +1,11 @@
-"""A small classifier whose class activation map costs nothing.
-
-Global average pooling before one linear layer makes the map of Zhou et al., "Learning deep
-features for discriminative localization", a weighted sum of the last feature maps.
-"""
+"""A small classifier whose class activation map costs nothing, and a second head that is taught places."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from trainer.networks.pooled import PooledClassifier
 
 
 def _step(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -18,18 +16,12 @@ def _step(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-class SmallClassifier(nn.Module):  # type: ignore[misc]
-    """Pictures (N, ``channels``, H, W) to logits (N, ``findings``) and maps (N, ``findings``, H/16, W/16).
-
-    A map is the finding's weights times the last post-ReLU features, then ReLU: raw, unscaled,
-    its mean plus bias is the logit wherever nothing was cut off.
-    """
+class SmallClassifier(PooledClassifier):
+    """Pictures (N, ``channels``, H, W) to logits (N, ``findings``) and maps (N, ``findings``, H/16, W/16)."""
 
     def __init__(self, channels: int = 1, findings: int = 2, base_width: int = 16) -> None:
-        super().__init__()
         width = base_width
-        self.channels = 8 * width
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             _step(channels, width, 2),
             _step(width, 2 * width, 1),
             _step(2 * width, 2 * width, 2),
@@ -39,15 +31,22 @@ class SmallClassifier(nn.Module):  # type: ignore[misc]
             _step(8 * width, 8 * width, 2),
             _step(8 * width, 8 * width, 1),
         )
-        self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(8 * width, findings)
+        super().__init__(features, 8 * width, findings, dropout=0.2)
+        self.channels = 8 * width
 
-    def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and class activation maps."""
-        return self.conclude(self.features(picture))
 
-    def conclude(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from the last feature maps."""
-        logits = self.head(self.dropout(features.mean(dim=(2, 3))))
-        maps = torch.relu(torch.einsum("fc,nchw->nfhw", self.head.weight, features))
-        return logits, maps
+class GuidedClassifier(SmallClassifier):
+    """The small classifier with a head that is taught where the opacities are.
+
+    From a film's label alone a small network needs far more films to notice small opacities.
+    The head takes part in training only: :meth:`forward` leaves it out, and so does an export.
+    """
+
+    def __init__(self, channels: int = 1, findings: int = 2, base_width: int = 16) -> None:
+        super().__init__(channels, findings, base_width)
+        self.place = nn.Conv2d(self.channels, 1, 1)
+
+    def forward_guided(self, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, maps, and the logit of an opacity in each cell (N, h, w)."""
+        features = self.features(picture)
+        return *self.conclude(features), self.place(features)[:, 0]

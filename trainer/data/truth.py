@@ -1,0 +1,212 @@
+"""A film's regions as label values on the network's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from schema.regions import Region
+from trainer.annotation_files import PictureAnnotation, read_annotations
+from trainer.data.images import Steps, stored_grey
+from trainer.data.records import LUNGS, TRUTH_REGIONS, FilmRecord
+from trainer.derive_regions import derive_regions
+from trainer.errors import DataError
+from trainer.polygons import label_map
+from trainer.recipe import ALL_REGIONS
+from worker.film.geometry import flipped
+from worker.film.prepared import Geometry
+
+LabelMap = npt.NDArray[np.uint8]
+
+_BRIGHT = 128
+_FRAGMENT = 0.1  # of the largest piece's area
+
+
+def read_labels(record: FilmRecord, geometry: Geometry, regions: Sequence[str]) -> tuple[LabelMap, str]:
+    """A film's truth on the film's own grid, turned as the picture was turned.
+
+    Four kinds of file: ``label_map``, a grey PNG or TIFF whose values are the regions; ``lungs``, a grey picture
+    that is bright (128 or more) where lung is, from which further regions are derived when they are wanted
+    (:mod:`trainer.derive_regions`); ``labelme`` and ``coco``, drawn outlines or regions (:mod:`trainer.polygons`).
+
+    Parameters
+    ----------
+    record
+        Has a truth that is not a phantom's.
+    geometry
+        Of the film's stored picture, which the truth was drawn on.
+    regions
+        Names of the label values wanted. Regions of the truth that are not wanted become background.
+
+    Returns
+    -------
+    uint8 (rows, columns), and what had to be decided about it, ``""`` when nothing.
+
+    Raises
+    ------
+    DataError
+        Unreadable, of another size than the film, or with values outside its set; the message has no film name.
+    """
+    note = ""
+    names = TRUTH_REGIONS.get(record.truth_kind) or record.truth_regions or tuple(regions)
+    drawn: npt.NDArray[np.unsignedinteger]
+    try:
+        if record.truth_kind in ("labelme", "coco"):
+            drawn = _drawn(record, geometry)
+        else:
+            drawn = _stored(record, geometry)
+            if record.truth_kind == "lungs":
+                drawn, note = split_lungs(drawn >= _BRIGHT)
+                if not set(regions) <= set(LUNGS):
+                    names, drawn = ALL_REGIONS, derive_regions(np.asarray(drawn, np.uint8))
+    except OSError as error:
+        raise DataError(f"its truth {record.truth} cannot be read: {error.strerror or type(error).__name__}") from None
+    outside = [int(value) for value in np.unique(drawn) if value >= len(names)]
+    if outside:
+        raise DataError(
+            f"its label map {record.truth} has the values {', '.join(map(str, outside))}, outside the set "
+            f"0 to {len(names) - 1} ({', '.join(names)})"
+        )
+    return np.ascontiguousarray(flipped(renamed(np.asarray(drawn, np.uint8), names, regions), geometry)), note
+
+
+def renamed(labels: LabelMap, names: Sequence[str], regions: Sequence[str]) -> LabelMap:
+    """Label values that mean ``names`` turned into those that mean ``regions``; the others become background (0)."""
+    wanted = list(regions)
+    table = np.zeros(256, np.uint8)
+    for value, name in enumerate(names):
+        table[value] = wanted.index(name) if name in wanted else 0
+    return np.asarray(table[labels], np.uint8)
+
+
+def to_network_grid(labels: LabelMap, steps: Steps) -> LabelMap:
+    """A label map laid under the network's picture: every ``resize`` step done as the picture's.
+
+    Stretched, or fitted by its longest side with background around it. Nearest neighbour, in OpenCV's exact form:
+    ``INTER_NEAREST`` takes the pixel left and above of the centre, which shifts regions by half a pixel when
+    enlarging and disagrees with :func:`worker.film.geometry.to_film_grid` on the way back.
+
+    Parameters
+    ----------
+    labels
+        uint8 (rows, columns) on the film's grid, already turned as the picture was.
+    steps
+        Preprocessing as in :mod:`worker.film.preprocess`.
+
+    Returns
+    -------
+    uint8 (height, width).
+    """
+    for step in steps:
+        if step["step"] != "resize":
+            continue
+        height, width = step["height"], step["width"]
+        rows, columns = labels.shape
+        inner = (height, width)
+        if step.get("fit") == "longest_side":
+            scale = min(height / rows, width / columns)
+            inner = (max(1, round(rows * scale)), max(1, round(columns * scale)))
+        resized = cv2.resize(labels, inner[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        labels = np.zeros((height, width), np.uint8)
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        labels[top : top + inner[0], left : left + inner[1]] = resized
+    return labels
+
+
+def split_lungs(lungs: npt.NDArray[np.bool_]) -> tuple[LabelMap, str]:
+    """Tell left from right in a mask of both lungs: the patient's right lung is on the image's left.
+
+    Two pieces are told apart by their centroids' columns. Further pieces below a tenth of the largest go to the
+    lung whose centroid is nearer. A single piece is one lung when it lies on one side of the picture, and both
+    grown together when its box crosses the middle with at least a quarter on either side: then it is cut at the
+    column with the least lung between the box's thirds. Three large pieces are refused.
+
+    Parameters
+    ----------
+    lungs
+        bool (rows, columns).
+
+    Returns
+    -------
+    uint8 (rows, columns) with the values of :data:`trainer.data.records.LUNGS`, and what was not two pieces, in words.
+
+    Raises
+    ------
+    DataError
+        No lung, or three and more large pieces.
+    """
+    count, pieces, statistics, centroids = cv2.connectedComponentsWithStats(lungs.view(np.uint8), connectivity=8)
+    order = 1 + np.argsort(-statistics[1:, cv2.CC_STAT_AREA], kind="stable")
+    if count == 1:
+        raise DataError("its lung mask is empty")
+    areas = statistics[order, cv2.CC_STAT_AREA]
+    large = [int(piece) for piece, area in zip(order, areas, strict=True) if area >= _FRAGMENT * areas[0]]
+    if len(large) > 2:
+        raise DataError(f"its lung mask has {len(large)} large pieces where two lungs are expected")
+    left, right = (LUNGS.index(region) for region in (Region.LEFT_LUNG, Region.RIGHT_LUNG))
+    if len(large) == 1:
+        return _single(lungs, statistics[large[0]], left, right)
+    columns = centroids[:, 0]
+    seeds = sorted(large, key=lambda piece: columns[piece])
+    table = np.zeros(count, np.uint8)
+    for piece in range(1, count):
+        nearer_right = abs(columns[piece] - columns[seeds[0]]) <= abs(columns[piece] - columns[seeds[1]])
+        table[piece] = right if nearer_right else left
+    note = "" if count == 3 else f"{count - 1} pieces; the small ones went to the nearer lung"
+    return np.asarray(table[pieces], np.uint8), note
+
+
+def _single(lungs: npt.NDArray[np.bool_], box: npt.NDArray[np.int32], left: int, right: int) -> tuple[LabelMap, str]:
+    first, width = int(box[cv2.CC_STAT_LEFT]), int(box[cv2.CC_STAT_WIDTH])
+    middle = lungs.shape[1] / 2
+    if min(middle - first, first + width - middle) < width / 4:
+        side, word = (right, "right") if first + width / 2 < middle else (left, "left")
+        return np.where(lungs, np.uint8(side), np.uint8(0)), f"one piece, taken for the {word} lung alone"
+    between = slice(first + width // 3, first + width - width // 3)
+    cut = between.start + int(lungs[:, between].sum(axis=0).argmin())
+    labels = np.where(lungs, np.uint8(left), np.uint8(0))
+    labels[:, :cut][lungs[:, :cut]] = right
+    return labels, f"one piece, cut into two lungs at column {cut}"
+
+
+def _stored(record: FilmRecord, geometry: Geometry) -> npt.NDArray[np.unsignedinteger]:
+    assert record.truth is not None
+    try:
+        stored = stored_grey(record.truth)
+    except DataError as error:
+        raise DataError(f"its truth {record.truth} is unusable: {error}") from None
+    _same_size(record, stored.shape, geometry)
+    return stored
+
+
+def _drawn(record: FilmRecord, geometry: Geometry) -> LabelMap:
+    assert record.truth is not None and record.image is not None
+    annotations = _annotations(record.truth, record.truth.stat().st_mtime_ns)
+    if record.truth_kind == "labelme":
+        annotation = next(iter(annotations.values()))
+    elif record.image.name in annotations:
+        annotation = annotations[record.image.name]
+    else:
+        raise DataError(f"{record.truth} has no picture {record.image.name}: annotate it, or see truth.when")
+    _same_size(record, annotation.size, geometry)
+    return label_map(annotation, record.truth_labels)
+
+
+@lru_cache(maxsize=1)
+def _annotations(path: Path, _changed_ns: int) -> Mapping[str, PictureAnnotation]:
+    """One COCO file holds all films."""
+    return read_annotations(path)
+
+
+def _same_size(record: FilmRecord, shape: tuple[int, ...], geometry: Geometry) -> None:
+    film = (geometry.film_rows, geometry.film_columns)
+    if shape != film:
+        raise DataError(
+            f"size mismatch: the film is {film[0]} x {film[1]} pixels (rows x columns), "
+            f"its truth {record.truth} {shape[0]} x {shape[1]}"
+        )
