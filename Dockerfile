@@ -41,8 +41,8 @@ RUN --mount=type=bind,from=wheels-trainer,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,train]'
 RUN install --directory --owner carina --group carina /bundles
 USER carina
-ENTRYPOINT ["python", "-m", "trainer.phantom_bundle"]
-CMD ["--help"]
+ENTRYPOINT ["carina"]
+CMD ["train", "--list"]
 
 # --- GPU ------------------------------------------------------------------------------------
 # Not executed: written without a machine that has Docker and a GPU.

@@ -21,6 +21,7 @@ from schema.findings import CHEXPERT_OBSERVATIONS, Finding
 from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, RegionDefinition
 from trainer.errors import RecipeError
 from worker.film import preprocess
+from worker.findings.postprocess import PostprocessSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -135,7 +136,7 @@ class AugmentationTable(_Table):
 
 
 class OptimiserTable(_Table):
-    """``rate`` is the base learning rate, the highest of a schedule that has a peak."""
+    """``rate`` is the learning rate, the highest of a schedule that has a peak; ``momentum`` is SGD's alone."""
 
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     rate: float = Field(1e-3, gt=0)
@@ -162,8 +163,7 @@ class TrainingTable(_Table):
     An epoch is one pass over the training films, or ``steps_per_epoch`` batches when that is given.
     ``patience`` epochs without a better ``monitor`` end the training (0: never); the weights of the
     best epoch are kept, or the last with ``keep = "last"``. ``ema`` is the decay of an averaged copy of the
-    weights, which is then what is measured and kept (0: none). ``half_size`` shows the network
-    pictures of half the size and brings its answer back to the full grid.
+    weights, which is then what is measured and kept (0: none).
     """
 
     epochs: int = Field(ge=1)
@@ -185,7 +185,8 @@ class BundleTable(_Table):
 
     ``members`` name further recipes that are trained too and join it; ``segmentation`` takes the
     segmentation network of an existing bundle (a directory, or ``packaged``) for a recipe that trains findings only.
-    ``origin`` says how each region's truth was made (annotated, derived, exact).
+    ``origin`` says how the regions' truth was made (annotated, derived, exact), ``derived`` names those that
+    differ in being derived. ``postprocess`` are settings of :mod:`worker.findings.postprocess`.
     """
 
     name: str
@@ -195,6 +196,13 @@ class BundleTable(_Table):
     segmentation: str = ""
     origin: Literal["annotated", "derived", "exact"] = "annotated"
     derived: tuple[str, ...] = ()
+    postprocess: dict[str, Any] = {}
+
+    @field_validator("postprocess")
+    @classmethod
+    def _known_postprocess(cls, value: dict[str, Any]) -> dict[str, Any]:
+        PostprocessSettings.from_manifest(value)
+        return value
 
     @field_validator("members", "derived", mode="before")
     @classmethod

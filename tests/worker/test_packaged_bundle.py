@@ -22,7 +22,7 @@ from worker.metrics import auroc, overlap, region_overlaps
 from worker.phantom import dicom_bytes, make_phantom, phantom_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-DIRECTORY = ROOT / "worker" / "bundles" / "phantom-1"
+DIRECTORY = ROOT / "worker" / "bundles" / "phantom-2"
 SHARED = ROOT.parent / "shared" / "data"
 LUNGS = [REGION_BY_NAME[region].value for region in (Region.LEFT_LUNG, Region.RIGHT_LUNG)]
 
@@ -50,7 +50,7 @@ def segment(networks: dict[str, openvino.CompiledModel], tensor: np.ndarray) -> 
 
 
 def test_is_whole_and_small(manifest: Manifest) -> None:
-    assert manifest.key == "phantom:1"
+    assert manifest.key == "phantom:2"
     assert sum(path.stat().st_size for path in DIRECTORY.rglob("*") if path.is_file()) < 10_000_000
     assert len(manifest.parity_films) == 4
     for member in manifest.members:

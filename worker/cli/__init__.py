@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
@@ -31,6 +32,9 @@ COMMANDS: dict[str, str] = {
     "info": "worker.cli.care:info",
 }
 
+#: Entry points of this group are commands of other packages, the trainer's among them.
+GROUP = "carina.commands"
+
 EXIT_FAILED_FILMS = 3
 
 
@@ -38,16 +42,19 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when it is asked for: ``--help`` stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of COMMANDS."""
-        return list(COMMANDS)
+        """Names in the order of COMMANDS, then those of other packages by name."""
+        return [*COMMANDS, *sorted(set(_joined()) - set(COMMANDS))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command, or None for an unknown name."""
         target = COMMANDS.get(cmd_name)
-        if target is None:
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+        elif cmd_name in (joined := _joined()):
+            command = joined[cmd_name].load()
+        else:
             return None
-        module, _, attribute = target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -69,6 +76,11 @@ class LazyGroup(click.Group):
             # The statement and its values may hold identity: only the database's own words go out.
             reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
             raise click.ClickException(f"The database refused: {reason}. Run: carina doctor") from None
+
+
+def _joined() -> dict[str, EntryPoint]:
+    """The commands of other packages; none of their modules is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 @click.group(

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto  # noqa: E402
+from torch import nn  # noqa: E402
+
+from trainer.export.onnx_export import (  # noqa: E402
+    OUTPUTS,
+    ClassificationOutputs,
+    SegmentationOutputs,
+    export_onnx,
+    read_onnx,
+    round_weights,
+    write_onnx,
+)
+from trainer.networks.registry import make_network  # noqa: E402
+from worker.inference.engines.backends import open_backend  # noqa: E402
+from worker.inference.engines.base import Engine, Precision  # noqa: E402
+
+LOWERED = (0.0, 0.0, 1.5)
+
+
+def engine_of(path: Path) -> Engine:
+    return open_backend("openvino").compile(path, Precision.FP32, threads=1)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> nn.Module:
+    torch.manual_seed(1)
+    network = make_network("holste_unet", 1, 3, {"base_width": 4, "half_size": True}).eval()
+    round_weights(network)
+    return network
+
+
+@pytest.fixture(scope="module")
+def exported(segmenter: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "regions.onnx"
+    export_onnx(SegmentationOutputs(segmenter, LOWERED), path, (1, 32, 64), OUTPUTS["segmentation"])
+    return path
+
+
+@pytest.mark.parametrize("films", [1, 3])
+def test_engine_says_what_the_network_says_with_lowered_logits(
+    exported: Path, segmenter: nn.Module, films: int
+) -> None:
+    pictures = torch.rand(films, 1, 32, 64)
+    with torch.no_grad():
+        logits = segmenter(pictures).numpy()
+    logits[:, 2] -= 1.5
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = engine_of(exported).run(pictures.numpy())["probabilities"]
+    assert found.shape == (films, 3, 32, 64)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_nothing_is_lowered_unless_asked_for(segmenter: nn.Module) -> None:
+    pictures = torch.rand(1, 1, 32, 64)
+    with torch.no_grad():
+        plain, zero = SegmentationOutputs(segmenter)(pictures), SegmentationOutputs(segmenter, (0, 0, 0))(pictures)
+        torch.testing.assert_close(plain, torch.softmax(segmenter(pictures), 1))
+    assert torch.equal(plain, zero)
+
+
+def test_weights_are_halved_and_nothing_else(exported: Path) -> None:
+    model = onnx.load(exported)
+    halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
+    assert halves
+    assert all(len(tensor.dims) > 1 for tensor in halves)
+    large = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= 256]
+    assert all(len(tensor.dims) == 1 for tensor in large)
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    assert not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+
+
+def test_reading_takes_the_casts_back(exported: Path, tmp_path: Path) -> None:
+    plain = read_onnx(exported)
+    assert not any(node.op_type == "Cast" for node in plain.graph.node)
+    onnx.checker.check_model(plain)
+    write_onnx(plain, tmp_path / "again.onnx")
+    pictures = np.random.default_rng(1).random((1, 1, 32, 64), np.float32)
+    first, second = (engine_of(path).run(pictures)["probabilities"] for path in (exported, tmp_path / "again.onnx"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_tells_no_place(exported: Path) -> None:
+    content = exported.read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path.cwd()).encode() not in content
+    assert b"torch/" not in content
+
+
+def test_a_weight_beyond_half_precision_stays_as_it_is(tmp_path: Path) -> None:
+    layer = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight[0, 0, 0, 0] = 1e6
+    before = layer.weight.detach().clone()
+    round_weights(layer)
+    assert torch.equal(layer.weight, before)
+    export_onnx(layer, tmp_path / "large.onnx", (16, 8, 8), ["answer"])
+    pictures = torch.rand(1, 16, 8, 8)
+    found = engine_of(tmp_path / "large.onnx").run(pictures.numpy())["answer"]
+    np.testing.assert_allclose(found, layer(pictures).detach().numpy(), rtol=1e-4, atol=1e-2)
+
+
+def test_rounding_leaves_vectors_alone() -> None:
+    layer = nn.Linear(300, 300)
+    bias, weight = layer.bias.detach().clone(), layer.weight.detach().clone()
+    round_weights(layer)
+    assert torch.equal(layer.bias, bias)
+    assert not torch.equal(layer.weight, weight)
+    assert torch.equal(layer.weight, weight.half().float())
+
+
+def test_a_classifier_has_its_map_as_second_output(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    network = make_network("small_classifier", 3, 4, {"base_width": 4}).eval()
+    round_weights(network)
+    export_onnx(ClassificationOutputs(network), tmp_path / "f.onnx", (3, 64, 64), OUTPUTS["classification"])
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, maps = network(pictures)
+    found = engine_of(tmp_path / "f.onnx").run(pictures.numpy())
+    np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-logits.numpy())), atol=1e-3)
+    np.testing.assert_allclose(found["cam"], maps.numpy(), atol=2e-3)

@@ -1,0 +1,153 @@
+"""Recipes as checked data: bases, changes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pydantic")
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import RecipeError
+from trainer.recipe import check_recipe, load_recipe, nearest, recipe_names
+
+_BASE = """
+description = "below"
+task = "segmentation"
+preprocess = [{ step = "min_max" }, { step = "resize", height = 32, width = 64 }]
+
+[network]
+name = "holste_unet"
+options = { base_width = 4 }
+
+[data]
+regions = ["background", "left_lung", "right_lung"]
+
+[loss]
+name = "cross_entropy"
+options = { class_weights = { left_lung = 2.0 } }
+
+[training]
+epochs = 3
+batch_size = 2
+
+[bundle]
+name = "below"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "below.toml").write_text(_BASE, "utf-8")
+    return tmp_path
+
+
+def _write(folder: Path, text: str, name: str = "above") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+class TestBase:
+    def test_says_only_what_differs(self, folder: Path) -> None:
+        recipe = load_recipe(_write(folder, 'base = "below"\n[training]\nepochs = 7\n'))
+        assert recipe.name == "above"
+        assert (recipe.training.epochs, recipe.training.batch_size) == (7, 2)
+        assert recipe.network.options == {"base_width": 4}
+
+    def test_bundle_and_grid_are_not_inherited(self, folder: Path) -> None:
+        assert load_recipe(folder / "below.toml").bundle is not None
+        assert load_recipe(_write(folder, 'base = "below"\n')).bundle is None
+
+    def test_another_loss_starts_without_the_old_ones_options(self, folder: Path) -> None:
+        other = load_recipe(_write(folder, 'base = "below"\n[loss]\nname = "generalised_dice"\n'))
+        assert other.loss.options == {}
+        same = load_recipe(_write(folder, 'base = "below"\n[loss]\nname = "cross_entropy"\n'))
+        assert same.loss.options == {"class_weights": {"left_lung": 2.0}}
+
+    def test_circles_are_refused(self, folder: Path) -> None:
+        _write(folder, 'base = "above"\n', "other")
+        with pytest.raises(RecipeError, match="starts from itself"):
+            load_recipe(_write(folder, 'base = "other"\n'))
+
+    def test_a_packaged_recipe_can_be_the_base(self, folder: Path) -> None:
+        recipe = load_recipe(_write(folder, 'base = "holste"\n[data]\nfilms = 20\n'))
+        assert (recipe.outputs, recipe.data.films) == (8, 20)
+
+
+class TestChanges:
+    def test_dotted_keys(self, folder: Path) -> None:
+        changes = {"training.epochs": 9, "augmentation.live.gamma": 0.5, "network.options.base_width": 8}
+        recipe = load_recipe(folder / "below.toml", changes)
+        assert (recipe.training.epochs, recipe.augmentation.live.gamma) == (9, 0.5)
+        assert recipe.network.options == {"base_width": 8}
+
+    def test_another_network_starts_without_the_old_ones_options(self, folder: Path) -> None:
+        recipe = load_recipe(folder / "below.toml", {"network.name": "other"})
+        assert recipe.network.options == {}
+
+    def test_a_value_is_no_table(self, folder: Path) -> None:
+        with pytest.raises(RecipeError, match=r"task is not a table"):
+            load_recipe(folder / "below.toml", {"task.kind": "x"})
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"training.epoch": 2}, "did you mean 'epochs'"),
+            ({"lose.name": "x"}, "did you mean 'loss'"),
+            ({"data.split.tran": 0.5}, "did you mean 'train'"),
+            ({"training.epochs": 0}, r"training\.epochs"),
+            ({"training.epochs": "3"}, r"training\.epochs"),
+            ({"data.regions": ["background", "left_lunge"]}, "did you mean 'left_lung'"),
+            ({"data.regions": ["left_lung", "right_lung"]}, "must start with background"),
+            ({"data.split.train": 0.9}, "add up to 1"),
+            ({"data.split.folds": 1}, "folds must be 0 or at least 2"),
+            ({"training.monitor": "mean_auroc"}, "mean_dice or lung_dice or loss"),
+            ({"preprocess": [{"step": "min_max"}]}, "own size"),
+            ({"preprocess": [{"step": "resize", "height": 32}]}, "width"),
+            ({"task": "classification", "training.monitor": "loss"}, "at least one finding"),
+            ({"task": "classification", "data.findings": ["pneumonja"]}, "did you mean 'pneumonia'"),
+            ({"optimiser.rate": float("inf")}, r"optimiser\.rate"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, changes: dict[str, Any], said: str, folder: Path) -> None:
+        with pytest.raises(RecipeError, match=said) as caught:
+            load_recipe(folder / "below.toml", changes)
+        assert "below.toml" in str(caught.value)
+
+    def test_a_missing_key(self, folder: Path) -> None:
+        with pytest.raises(RecipeError, match=r"training\.batch_size is missing"):
+            load_recipe(_write(folder, _BASE.replace("batch_size = 2", "")))
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(RecipeError, match="did you mean 'holste'"):
+            load_recipe("holstee")
+
+    def test_no_toml(self, folder: Path) -> None:
+        with pytest.raises(RecipeError, match=r"above\.toml cannot be read"):
+            load_recipe(_write(folder, "name = "))
+
+
+class TestRecipe:
+    def test_plain_values_give_the_same_recipe(self) -> None:
+        for name in recipe_names():
+            recipe = load_recipe(name)
+            assert check_recipe(recipe.to_dict(), name) == recipe
+
+    def test_shape_and_regions(self, folder: Path) -> None:
+        recipe = load_recipe(folder / "below.toml")
+        assert recipe.input_shape == (1, 32, 64)
+        assert [(region.value, region.name) for region in recipe.region_definitions] == [
+            (0, "background"), (1, "left_lung"), (2, "right_lung"),
+        ]  # fmt: skip
+
+    @given(st.text(min_size=1, max_size=12), st.lists(st.text(min_size=1, max_size=12), max_size=4))
+    def test_the_nearest_is_always_one_that_exists(self, name: str, known: list[str]) -> None:
+        said = nearest(name, known)
+        assert any(repr(one) in said for one in known) or ("known are" in said and all(one in said for one in known))

@@ -1,0 +1,83 @@
+"""What validation measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from sklearn.metrics import roc_auc_score
+
+from trainer.losses.registry import classification_loss, segmentation_loss
+from trainer.losses.statistics import LabelStatistics
+from trainer.networks.registry import build_network
+from trainer.training.module import ClassificationModule, SegmentationModule, film_dice
+
+_MAPS = arrays.arrays(np.int64, (3, 4, 5), elements=st.integers(0, 3))
+
+
+@given(_MAPS, _MAPS)
+def test_dice_of_each_film_and_region(prediction: np.ndarray, truth: np.ndarray) -> None:
+    found = film_dice(torch.from_numpy(prediction), torch.from_numpy(truth), 4).numpy()
+    for film in range(3):
+        for region in range(4):
+            mine, theirs = prediction[film] == region, truth[film] == region
+            sizes = mine.sum() + theirs.sum()
+            expected = 2 * (mine & theirs).sum() / sizes if sizes else np.nan
+            np.testing.assert_allclose(found[film, region], expected)
+
+
+def test_segmentation_means_leave_out_what_is_not_there(segmentation: Any) -> None:
+    recipe = segmentation()
+    loss = segmentation_loss("cross_entropy", {}, recipe.data.regions)
+    module = SegmentationModule(recipe, build_network(recipe), 3, loss)
+    metrics = module.conclude(np.array([[1.0, 0.5, np.nan, np.nan], [0.8, 0.7, 0.2, np.nan]]))
+    assert metrics["dice_left_lung"] == pytest.approx(0.6)
+    assert metrics["dice_right_lung"] == pytest.approx(0.2)
+    assert np.isnan(metrics["dice_mediastinum"])
+    assert metrics["mean_dice"] == pytest.approx((0.9 + 0.6 + 0.2) / 3)
+    assert metrics["lung_dice"] == pytest.approx(0.4)
+
+
+def test_auroc_on_known_labels_only(classification: Any) -> None:
+    recipe = classification()
+    statistics = LabelStatistics(recipe.data.findings, (10, 10), 20)
+    loss = classification_loss("binary_cross_entropy", {}, statistics)
+    module = ClassificationModule(recipe, build_network(recipe), 3, loss)
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(40, 2))
+    targets = (rng.random((40, 2)) < 0.5).astype(float)
+    targets[rng.random((40, 2)) < 0.3] = np.nan
+    targets[0] = 1, 0
+    targets[1] = 0, 1
+    metrics = module.conclude(np.concatenate([logits, targets], axis=1))
+    expected = []
+    for column in range(2):
+        known = ~np.isnan(targets[:, column])
+        expected.append(roc_auc_score(targets[known, column], logits[known, column]))
+    assert metrics["auroc_pneumonia"] == pytest.approx(expected[0])
+    assert metrics["mean_auroc"] == pytest.approx(np.mean(expected))
+
+
+def test_one_class_only_has_no_auroc(classification: Any) -> None:
+    recipe = classification()
+    module = ClassificationModule(recipe, build_network(recipe), 3, lambda logits, _targets: logits.sum())
+    metrics = module.conclude(np.array([[0.1, 0.2, 1.0, 0.0], [0.3, 0.1, 1.0, 1.0]]))
+    assert np.isnan(metrics["auroc_pneumonia"])
+    assert metrics["mean_auroc"] == metrics["auroc_no_finding"] == 0.0
+
+
+def test_all_channels_show_the_one_stored_plane(classification: Any) -> None:
+    recipe = classification({"training.channels_last": True})
+    module = ClassificationModule(recipe, build_network(recipe), 3, lambda logits, _targets: logits.sum())
+    picture = module.picture({"picture": torch.rand(2, 1, 32, 32)})
+    assert picture.shape == (2, 3, 32, 32)
+    assert torch.equal(picture[:, 0], picture[:, 2])
+    assert picture.is_contiguous(memory_format=torch.channels_last)

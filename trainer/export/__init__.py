@@ -1,0 +1,1 @@
+"""From finished runs to a bundle: portable networks, thresholds, figures and a model card."""
