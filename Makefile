@@ -44,6 +44,8 @@ bench: $(VENV)/.developer  ## The benchmarks behind every quoted figure
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/ledger.py --postgresql
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/bootstrap.py
+	$(BIN)/python benchmarks/training.py
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) carina-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

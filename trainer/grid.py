@@ -154,7 +154,8 @@ def _attempt(row: GridRow, work: _Work, columns: Sequence[str], progress: Traini
     else:
         figures = {name: summary["figures"][name] for name in columns if name in summary["figures"]}
         kept = {key: facts[key] for key in ("epochs", "seconds") if key in facts}
-        return replace(row, figures=figures, facts={"films": summary["films"], **kept})
+        unscored = [name for name, region in summary.get("regions", {}).items() if not region["scored"]]
+        return replace(row, figures=figures, facts={"films": summary["films"], "not_scored": unscored, **kept})
     progress.say(f"{row.label} failed: {reason}")
     return replace(row, failure=reason)
 

@@ -67,7 +67,7 @@ class GridRow:
     figures
         Column → ``value`` with ``low`` and ``high``, or with ``of`` for counted films.
     facts
-        ``films`` measured; ``epochs`` and ``seconds`` trained.
+        ``films`` measured, regions ``not_scored`` because their truth was derived; ``epochs`` and ``seconds`` trained.
     failure
         Why there are no figures; ``""`` when there are.
     """
@@ -130,12 +130,16 @@ class GridResult:
         write_json(self.folder / "grid.json", self._summary())
         picture = _draw(self, self.folder / "grid.png")
         changed = ", ".join(f"`{key}` = `{value}`" for key, value in self.changes.items())
-        films = next((row.facts["films"] for row in self.rows if row.facts), None)
-        measured = f"{films} films of the {PART} part, 95 % bootstrap intervals" if films else "nothing measured"
+        facts = next((row.facts for row in self.rows if row.facts), None)
+        measured = (
+            f"{facts['films']} films of the {PART} part, 95 % bootstrap intervals" if facts else "nothing measured"
+        )
+        unscored = ", ".join(facts["not_scored"]) if facts else ""
         blocks = [
             f"# {self.grid.title}",
             f"**{RESEARCH_USE}**",
             f"{self.recipe.description}. Recipe `{self.recipe.name}`, data `{self.data}`: {measured}.",
+            *([f"Not scored, because their truth was derived by a rule: {unscored}."] if unscored else []),
             *([f"Other than in the recipe, for all cells: {changed}."] if changed else []),
             *([f"So far {len(self.rows)} of {self.expected} rows."] if len(self.rows) < self.expected else []),
             self.table(),

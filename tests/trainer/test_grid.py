@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +249,21 @@ def test_the_ensemble_averages_the_cells_probabilities(resumed):
     mean = [(a + b) / 2 for a, b in zip(narrow, wide, strict=True)]
     assert scores(out / "ensemble") == pytest.approx(mean, abs=1e-6)
     assert "0.709 (0.690-0.729)" in resumed.result.table().splitlines()[4]
+
+
+def test_regions_that_are_not_scored_are_named(tmp_path, monkeypatch):
+    summary = {
+        "films": 9,
+        "figures": {"mean_dice": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "regions": {"left_lung": {"scored": True}, "spine": {"scored": False}, "carina": {"scored": False}},
+    }
+    monkeypatch.setattr("trainer.grid.train", lambda *_a, **_k: SimpleNamespace(facts={"epochs": 3}))
+    monkeypatch.setattr("trainer.grid.evaluate_run", lambda *_a, **_k: summary)
+    result = run(recipe_file(tmp_path, MASKS), tmp_path / "grid")
+    assert result.table().splitlines()[2] == r"| cce\* | 0.500 (0.400-0.600) | 0.828 | – | – |"
+    text = (tmp_path / "grid" / "grid.md").read_text()
+    assert "9 films of the test part" in text
+    assert "derived by a rule: spine, carina." in text
 
 
 class TestFailures:

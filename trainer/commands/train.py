@@ -104,6 +104,8 @@ def train(
 
             grid = run_grid(recipe, dataset, out, changes=changes, **options)
             click.echo((out / "grid.json").read_text("utf-8") if as_json else grid.table())
+            if not as_json:
+                click.echo(f"Grid: {out / 'grid.md'}")
             if grid.failed:
                 ctx.exit(1)
             return

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import worker
 from trainer.data.hashes import FileHashes
 from trainer.data.reading import CELLS, FilmPlan, read_films
-from trainer.data.records import MOST_NAMED, Dataset, FilmRecord
+from trainer.data.records import LUNGS, MOST_NAMED, Dataset, FilmRecord
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 
@@ -53,6 +53,8 @@ class Samples:
         float32 (N,), days; NaN where not known.
     digest
         SHA-256, hex, of everything above but ages and patients: films, preprocessing, truth, order.
+    derived
+        Regions nobody drew on some of the films: derived by rule, never to be scored as truth.
     """
 
     pictures: npt.NDArray[np.float16]
@@ -63,6 +65,7 @@ class Samples:
     patients: tuple[str, ...]
     ages: npt.NDArray[np.float32]
     digest: str
+    derived: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -149,6 +152,7 @@ def build_samples(
         patients=tuple(record.patient for record in records),
         ages=np.asarray([np.nan if r.age_days is None else r.age_days for r in records], np.float32),
         digest=_digest([key, [record.name for record in records], targets.tobytes().hex()]),
+        derived=_derived(records, plan.regions or ()),
     )
 
 
@@ -196,6 +200,11 @@ def _targets(records: Sequence[FilmRecord], findings: Sequence[str]) -> npt.NDAr
             if present is not None:
                 targets[row, column] = present
     return targets
+
+
+def _derived(records: Sequence[FilmRecord], regions: Sequence[str]) -> tuple[str, ...]:
+    drawn = any(record.truth_kind == "lungs" for record in records)
+    return tuple(region for region in regions if drawn and region not in LUNGS)
 
 
 def _cores() -> int:

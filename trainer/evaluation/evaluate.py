@@ -116,7 +116,8 @@ def evaluate_runs(
             return {name: source(run, part) for name, run in zip(names, runs, strict=True)}
 
         samples = _alike(seen(films, part), part)
-        evaluation = Evaluation(subject, samples, part, out, replicates, SEED, progress)
+        told = subject.with_derived(next(iter(samples.values())).derived)
+        evaluation = Evaluation(told, samples, part, out, replicates, SEED, progress)
         out.mkdir(parents=True, exist_ok=True)
         if subject.task == "segmentation":
             blocks, results = write_segmentation(evaluation, measure_films(evaluation))
@@ -174,7 +175,8 @@ def evaluate_bundle(
         }
         recipes = {member.name: recipe for member in members if (recipe := trained_with(manifest, member))}
         with subject_of_bundle(directory, task, recipes) as subject:
-            evaluation = Evaluation(subject, samples, part, out / name, replicates, SEED, progress)
+            told = subject.with_derived(next(iter(samples.values())).derived)
+            evaluation = Evaluation(told, samples, part, out / name, replicates, SEED, progress)
             evaluation.out.mkdir(parents=True, exist_ok=True)
             if task == "segmentation":
                 blocks, results = write_segmentation(evaluation, measure_films(evaluation))

@@ -52,7 +52,8 @@ def read_films(dataset: Dataset, recipe: Recipe, part: str, folder: Path, progre
         raise DataError(
             f"{dataset.name} says nothing about {', '.join(recipe.data.findings)}: evaluate on other films."
         )
-    usable = dataset.for_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"findings": known})}))
+    asked = {"findings": known, "added_phantoms": 0}
+    usable = dataset.for_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update=asked)}))
     return build_samples(
         usable,
         _places(usable, recipe, part),

@@ -83,7 +83,7 @@ class SegmentationScores:
     overlaps
         Per film and region.
     carina
-        (N,): distance of the carina's centroids in pixels of the grid, NaN where one is missing.
+        (N,): distance of the carina's centroids in pixels of the grid, NaN where one is missing or derived.
     ages
         (N,): days, NaN not known.
     repaired
@@ -223,7 +223,8 @@ def _measure(film: FilmInWork, truth: LabelMap, regions: Sequence[BundleRegion])
     after = region_overlaps(truth, cleaned, definitions)
     surfaces = [surface_distance(truth == region.value, raw == region.value) for region in regions]
     scored = np.isin(truth, [region.value for region in regions if region.origin != "derived"])
-    carina = next((region.value for region in regions if region.name == Region.CARINA), None)
+    drawn = (region.value for region in regions if region.name == Region.CARINA and region.origin != "derived")
+    carina = next(drawn, None)
     return _Film(
         accuracy=pixel_accuracy(truth[scored], raw[scored]) if scored.any() else float("nan"),
         overlaps=(

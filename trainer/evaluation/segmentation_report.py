@@ -176,7 +176,7 @@ def _overall(scores: SegmentationScores, intervals: Mapping[str, Interval]) -> l
     }
     rows: list[list[object]] = [[words, with_interval(intervals[key])] for key, words in titles.items()]
     carina = intervals["carina_distance"]
-    if any(region.name == Region.CARINA for region in scores.regions):
+    if any(region.name == Region.CARINA and region.origin != "derived" for region in scores.regions):
         both = int((~np.isnan(scores.carina)).sum())
         share = 100 * carina.value / scores.diagonal
         rows.append(

@@ -74,6 +74,14 @@ class Subject:
     bundle: LoadedBundle
     recipes: Mapping[str, Recipe]
 
+    def with_derived(self, regions: Sequence[str]) -> Subject:
+        """The same where the films' truth of ``regions`` was derived; background ends where they begin."""
+        if not regions:
+            return self
+        names = {*regions, str(Region.BACKGROUND)}
+        marked = [replace(r, origin="derived") if r.name in names else r for r in self.manifest.regions]
+        return replace(self, bundle=replace(self.bundle, manifest=replace(self.manifest, regions=tuple(marked))))
+
     @property
     def manifest(self) -> Manifest:
         """The members of one task."""

@@ -36,6 +36,7 @@ def store_samples(samples: Samples, path: Path) -> None:
     """
     arrays = {"pictures": samples.pictures[:, 0], "labels": samples.labels, "places": samples.places}
     facts: dict[str, Any] = {"digest": samples.digest, "channels": samples.pictures.shape[1], "arrays": {}}
+    facts["derived"] = list(samples.derived)
     for name, array in arrays.items():
         if array is None:
             continue
@@ -81,6 +82,7 @@ def open_samples(path: Path) -> Samples:
             patients=tuple(str(patient) for patient in kept["patients"]),
             ages=kept["ages"],
             digest=facts["digest"],
+            derived=tuple(facts.get("derived", ())),
         )
 
 

@@ -186,6 +186,10 @@ INTERRUPTIONS: tuple[Interruption, ...] = tuple(
     for axis in axes
 )
 
+#: What else lies between the parts of a lung. Without any of these in its region set a bundle calls it
+#: background, which then cannot be told from what does not belong there.
+BETWEEN_LUNG_PARTS: tuple[str, ...] = (Region.MEDIASTINUM, Region.LEFT_SUBDIAPHRAGM, Region.RIGHT_SUBDIAPHRAGM)
+
 #: Classes that must be disconnected or interrupted to call the film a failure.
 HOLSTE_BROKEN_CLASSES = 2
 

@@ -11,6 +11,7 @@ never hides a failure (Holste et al., section 2.3 and Table 3, count on cleaned 
   intruder pixels lie strictly between the region's first and last pixel, and all such
   pixels together reach ``INTERRUPTION_FRACTION`` of the region's area. Components of the
   region below that fraction do not count: a speck is a piece, not a part. The pairs are data.
+  In a region set of lungs alone background is no intruder: heart and diaphragm are background there.
 * **holste_failure**: a region is missing, or at least two are disconnected or interrupted.
 """
 
@@ -202,6 +203,8 @@ def _pieces(view: MapContext, region: RegionDefinition) -> npt.NDArray[np.int64]
 
 def _interrupted(view: MapContext) -> list[Flag]:
     values = {region.name: region.value for region in view.film.regions if view.shapes[region.name].area}
+    if not {region.name for region in view.film.regions} & set(table.BETWEEN_LUNG_PARTS):
+        values.pop(str(Region.BACKGROUND), None)
     flags = []
     for name, value in values.items():
         shape = view.shapes[name]

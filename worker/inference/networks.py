@@ -177,7 +177,7 @@ def _assemble(manifest: Manifest, state: _Film) -> NetworkOutput:
     }
     stacked = np.stack(list(scores.values())) if scores else np.zeros((1, 0), np.float32)
     return NetworkOutput(
-        probabilities=np.mean(masks, axis=0, dtype=np.float32),
+        probabilities=np.mean(masks, axis=0, dtype=np.float32) if masks else np.zeros((0, 0, 0), np.float32),
         member_scores=scores,
         scores=stacked.mean(axis=0),
         spread=np.ptp(stacked, axis=0),

@@ -17,7 +17,7 @@ from trainer.data.images import read_picture
 from trainer.data.records import Dataset, phantom_dataset
 from trainer.data.store import build_samples, data_digest
 from trainer.errors import DataError
-from trainer.recipe import Recipe
+from trainer.recipe import ALL_REGIONS, Recipe
 from worker.phantom import dicom_bytes, make_phantom
 from worker.phantom import phantom_dataset as dicom_of
 
@@ -303,3 +303,18 @@ def test_the_data_digest_does_not_depend_on_order_but_on_everything_else(films: 
     assert image is not None
     image.write_bytes(image.read_bytes() + b"\0")
     assert data_digest(films, tmp_path) != first
+
+
+def test_regions_derived_from_lungs_are_named(
+    tmp_path: Path, make_recipe: MakeRecipe, picture: Picture, write: Write, labels: npt.NDArray[np.uint8]
+) -> None:
+    root = tmp_path / "films"
+    write(root / "images" / "a.png", picture(seed=1))
+    write(root / "masks" / "a.png", (labels > 0).astype(np.uint8) * 255)
+    (root / "dataset.toml").write_text('name = "a"\n[truth]\nkind = "lungs"\nfolder = "masks"\n', "utf-8")
+    eight = make_recipe(regions=ALL_REGIONS)
+    samples = build_samples(load_dataset(root).for_recipe(eight), [0], eight, tmp_path / "cache")
+    assert samples.derived == ALL_REGIONS[3:]
+    assert samples.subset([0]).derived == samples.derived
+    two = make_recipe(regions=ALL_REGIONS[:3])
+    assert build_samples(load_dataset(root).for_recipe(two), [0], two, tmp_path / "cache").derived == ()

@@ -131,7 +131,7 @@ class TestFilms:
         recipe = load_recipe("holste")
         manifest = read_manifest(PACKAGED_BUNDLE)
         member = manifest.members_of("segmentation")[0]
-        assert trained_with(manifest, member) is None
+        assert trained_with(replace(manifest, recipe={}), member) is None
         table = recipe.to_dict()
         table["data"]["split"]["seed"] = 77
         for kept in (table, {member.name: table}):
@@ -147,3 +147,21 @@ class TestFilms:
         )
         with pytest.raises(DataError, match="says nothing about bronchitis"):
             read_films(phantom_dataset(8), recipe, "all", tmp_path, say_nothing)
+
+    def test_what_was_derived_from_lungs_is_never_scored(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "masks").mkdir()
+        drawn = records_of(folder, findings=False)
+        records = []
+        for record in drawn.records:
+            assert record.truth is not None
+            lungs = np.isin(cv2.imread(str(record.truth), cv2.IMREAD_GRAYSCALE), (1, 2))
+            path = tmp_path / "masks" / record.truth.name
+            cv2.imwrite(str(path), lungs.astype(np.uint8) * 255)
+            records.append(replace(record, truth=path, truth_kind="lungs"))
+        dataset = replace(drawn, records=tuple(records))
+        summary = evaluate_bundle(PACKAGED_BUNDLE, dataset, "all", tmp_path / "out", replicates=5)["masks"]
+        truth = {name: region["truth"] for name, region in summary["regions"].items()}
+        assert {name for name, origin in truth.items() if origin == "exact"} == {"left_lung", "right_lung"}
+        assert set(truth.values()) == {"exact", "derived"}
+        lungs_dice = [summary["regions"][name]["dice"]["value"] for name in ("left_lung", "right_lung")]
+        assert summary["figures"]["mean_dice"]["value"] == pytest.approx(np.mean(lungs_dice))

@@ -129,6 +129,15 @@ class TestInterrupted:
         cv2.ellipse(labels, (186, 196), (16, 26), 0, 0, 360, 3, -1)
         assert not keys(flags_of(labels), "interrupted_region")
 
+    def test_background_between_lungs_alone_is_no_intruder(self, chest, flags_of):
+        labels = chest()
+        labels[labels > 2] = 0  # the dome and the heart's side are background in this region set
+        cv2.ellipse(labels, (186, 196), (16, 26), 0, 0, 360, 0, -1)
+        assert not keys(flags_of(labels, regions=HOLSTE_REGIONS[:3]), "interrupted_region")
+        labels[110:120, 55:85] = 1
+        found = keys(flags_of(labels, regions=HOLSTE_REGIONS[:3]), "interrupted_region")
+        assert ("cleaned", "right_lung") in found
+
     def test_value_is_the_share_of_the_regions_own_area(self, chest, flags_of):
         labels = chest()
         labels[110:120, 170:200] = 3
