@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 #: What only training needs; a machine that reads films has none of it.
-_LIBRARIES = ("torch", "lightning", "monai", "onnx", "onnxscript", "matplotlib", "pydantic")
+_LIBRARIES = ("torch", "lightning", "monai", "onnx", "onnxruntime", "onnxscript", "matplotlib", "pydantic")
 
 
 class TrainerCommand(click.Command):
