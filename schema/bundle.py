@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,8 @@ class Member:
     (``channels``, ``height``, ``width``). A segmentation member has the output
     ``probabilities`` of shape (batch, regions, height, width), a classification member
     ``probabilities`` (batch, findings) and ``cam`` (batch, findings, h, w), raw and unscaled.
+    ``variants`` names files of the same network, same inputs and outputs, written for a precision
+    (``"int8"``: an 8-bit graph; ``"fp16"``, ``"bf16"``: strongly typed graphs) or for ``"torch"``.
     """
 
     name: str
@@ -67,6 +70,12 @@ class Member:
     preprocess: tuple[dict[str, Any], ...]
     network: str = ""
     parameters: int = 0
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the files that hold the network."""
+        return (self.onnx, *self.variants.values())
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ class Manifest:
                     "preprocess": list(m.preprocess),
                     "network": m.network,
                     "parameters": m.parameters,
+                    **({"variants": dict(m.variants)} if m.variants else {}),
                 }
                 for m in self.members
             ],
@@ -152,6 +162,11 @@ class Manifest:
             "data_digest": self.data_digest,
             "files": self.files,
         }
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` may be a bundle's name or version: lower-case letters, digits, ``.``, ``_``, ``-``."""
+    return _SLUG.match(text) is not None
 
 
 def sha256_of(path: Path) -> str:
@@ -238,6 +253,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
                 tuple(m["preprocess"]),
                 m.get("network", ""),
                 int(m.get("parameters", 0)),
+                dict(m.get("variants", {})),
             )
             for m in raw["members"]
         ),
@@ -255,7 +271,7 @@ def _check(path: Path, manifest: Manifest) -> None:
     def refuse(what: str) -> BundleError:
         return BundleError(f"{path}: {what}.")
 
-    if not _SLUG.match(manifest.name) or not _SLUG.match(manifest.version):
+    if not is_name(manifest.name) or not is_name(manifest.version):
         raise refuse("name and version must be lower-case letters, digits, '.', '_' or '-'")
     values = [region.value for region in manifest.regions]
     if values != list(range(len(values))):
@@ -272,9 +288,10 @@ def _check(path: Path, manifest: Manifest) -> None:
         raise refuse("temperature must be positive")
     if any(not 0.0 <= f.threshold <= 1.0 for f in manifest.findings):
         raise refuse("thresholds must lie between 0 and 1")
-    for name in [*manifest.files, *(m.onnx for m in manifest.members), *manifest.parity_films]:
+    networks = [name for member in manifest.members for name in member.networks]
+    for name in [*manifest.files, *networks, *manifest.parity_films]:
         if name.startswith("/") or ".." in Path(name).parts:
             raise refuse(f"file name {name!r} leaves the bundle")
-    unlisted = {m.onnx for m in manifest.members} | set(manifest.parity_films)
+    unlisted = {*networks, *manifest.parity_films}
     if missing := unlisted - set(manifest.files):
         raise refuse(f"no SHA-256 is given for {', '.join(sorted(missing))}")

@@ -292,7 +292,7 @@ def failed_films(
     limit: int | None = None,
     roots: Mapping[str, str | Path] = DEFAULT_ROOTS,
 ) -> list[FailedFilm]:
-    """Films that failed and files that were rejected, the newest first.
+    """Films that failed and files that were rejected, the newest first; shadow jobs are left out.
 
     ``roots`` maps root names to folders, for the column ``source``: see :func:`source_text`.
     """
@@ -305,7 +305,7 @@ def failed_films(
         job.c.detail,
         job.c.attempts,
         job.c.finished_at.label("ended_at"),
-    ).where(_job_state("failed"))
+    ).where(_job_state("failed"), job.c.kind != JobKind.SHADOW.value)
     rejected = select(
         null(),
         arrival.c.id,

@@ -2,8 +2,9 @@
 
 ``arrival`` is a file that came; ``instance`` is a film, named by its SOP Instance UID;
 ``job`` is the work on a film. A film has one open job at most, and one job for each
-bundle and revision. Identity (UIDs, record numbers, paths) stands apart in ``identity``
-and ``instance_identity`` so that it can be granted, exported or dropped alone.
+bundle and revision, apart from what bundles on trial do with it (``shadow``). Identity (UIDs,
+record numbers, paths) stands apart in ``identity`` and ``instance_identity`` so that it can be
+granted, exported or dropped alone.
 
 Invariants live here, as constraints, so that no code path can break them.
 """
@@ -81,10 +82,44 @@ class JobState(StrEnum):
 
 
 class JobKind(StrEnum):
-    """``process`` makes results; ``verify`` finds out what an unverified arrival is."""
+    """``process`` makes results; ``verify`` finds out what an unverified arrival is.
+
+    ``shadow`` makes results with a bundle that is not in service. Nobody is shown them unless
+    that bundle is promoted: then the job is an ordinary one.
+    """
 
     PROCESS = "process"
     VERIFY = "verify"
+    SHADOW = "shadow"
+
+
+class LabelValue(StrEnum):
+    """What a reader says of a finding on a film."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNCERTAIN = "uncertain"
+
+
+class LabelSource(StrEnum):
+    """Why this film was given to a reader.
+
+    Only ``consecutive`` and ``random`` films are like those of the night: what is measured on films that were
+    chosen because a network and a reader disagreed (``disagreement``), or for another reason, flatters or slanders.
+    """
+
+    CONSECUTIVE = "consecutive"
+    RANDOM = "random"
+    DISAGREEMENT = "disagreement"
+    OTHER = "other"
+
+
+class RebuildState(StrEnum):
+    """How far a rebuild is: ``failed`` needs a person, ``running`` goes on whoever died over it."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
 
 
 class Lane(StrEnum):
@@ -96,6 +131,8 @@ class Lane(StrEnum):
 
 #: Lane → ``job.priority``; smaller is claimed first.
 PRIORITY: dict[str, int] = {Lane.ICU: 0, Lane.ARCHIVE: 10}
+#: ``job.priority`` of shadow jobs, behind everything else.
+SHADOW_PRIORITY = 20
 
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
@@ -347,7 +384,12 @@ job = Table(
     CheckConstraint(
         "state <> 'done' OR (finished_at IS NOT NULL AND (kind = 'verify' OR bundle_id IS NOT NULL))", name="done"
     ),
-    CheckConstraint("state NOT IN ('ready', 'delayed') OR bundle_id IS NULL", name="unbound"),
+    # What waits has no bundle yet; what waits for a certain bundle is a shadow job.
+    CheckConstraint("state NOT IN ('ready', 'delayed') OR (bundle_id IS NULL) = (kind <> 'shadow')", name="unbound"),
+    CheckConstraint(
+        f"kind <> 'shadow' OR (NOT published AND priority = {SHADOW_PRIORITY} AND bundle_id IS NOT NULL)",
+        name="shadow",
+    ),
     CheckConstraint("kind <> 'verify' OR arrival_id IS NOT NULL OR state <> 'ready'", name="verify"),
     Index(
         "uq_job_open",
@@ -372,6 +414,21 @@ job = Table(
         unique=True,
         sqlite_where=text("kind = 'verify'"),
         postgresql_where=text("kind = 'verify'"),
+    ),
+    Index(
+        "uq_job_shadow",
+        "instance_id",
+        "bundle_id",
+        unique=True,
+        sqlite_where=text("kind = 'shadow' AND state IN ('ready', 'delayed', 'leased')"),
+        postgresql_where=text("kind = 'shadow' AND state IN ('ready', 'delayed', 'leased')"),
+    ),
+    Index(
+        "ix_job_shadow",
+        "bundle_id",
+        "state",
+        sqlite_where=text("kind = 'shadow'"),
+        postgresql_where=text("kind = 'shadow'"),
     ),
     Index(
         "ix_job_ready",
@@ -519,6 +576,60 @@ duty = Table(
     _time("claimed_until", nullable=True),
     _time("finished_at", nullable=True),
     Column("outcome", Text, nullable=False, default=""),
+)
+
+#: What readers say. Rows are only ever added: a correction is a new row with a later ``labelled_at``.
+label = Table(
+    "label",
+    metadata,
+    _id(),
+    Column("instance_id", Id, ForeignKey("instance.id"), nullable=False),
+    Column("finding", String(64), nullable=False),
+    Column("value", String(16), nullable=False),
+    # A pseudonym.
+    Column("reader", String(64), nullable=False),
+    Column("source", String(16), nullable=False),
+    _time("labelled_at"),
+    _time("recorded_at", now=True),
+    CheckConstraint(_one_of("value", LabelValue), name="value"),
+    CheckConstraint(_one_of("source", LabelSource), name="source"),
+    Index("ix_label_current", "instance_id", "finding", "reader", "labelled_at"),
+)
+
+#: A row for each time a bundle was built from films and their truth.
+rebuild = Table(
+    "rebuild",
+    metadata,
+    _id(),
+    _time("started_at", now=True),
+    _time("finished_at", nullable=True),
+    Column("state", String(16), nullable=False, default=RebuildState.RUNNING.value),
+    # What is being done, or was when it ended; everything before it is done.
+    Column("stage", String(16), nullable=False),
+    # How many processes have begun with this stage: more than one where some of them died.
+    Column("starts", Integer, nullable=False, default=1),
+    Column("worker_id", Id, ForeignKey("worker.id")),
+    Column("recipe", String(64), nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("folder", Text, nullable=False),
+    # The newest label it may learn from; 0 where there was none.
+    Column("last_label_id", Id, nullable=False, default=0),
+    Column("champion_id", Id, ForeignKey("bundle.id")),
+    # What came of it.
+    Column("bundle_id", Id, ForeignKey("bundle.id")),
+    Column("outcome", Text, nullable=False, default=""),
+    Column("results", JSON, nullable=False),
+    CheckConstraint(_one_of("state", RebuildState), name="state"),
+    CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_at"),
+    CheckConstraint("state <> 'finished' OR bundle_id IS NOT NULL", name="bundle"),
+    # One at a time.
+    Index(
+        "uq_rebuild_running",
+        "state",
+        unique=True,
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
 )
 
 audit_event = Table(

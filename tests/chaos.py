@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import psutil
-from chaos_cluster import LEASE_SECONDS, Cluster, wait_until
+from chaos_cluster import LEASE_SECONDS, Cluster
 from proxy import Mode, Proxy
 from sqlalchemy import select
+from waiting import wait_until
 
 from schema import tables
 

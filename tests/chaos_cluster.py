@@ -47,13 +47,6 @@ SESSIONS = """
     FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL ORDER BY xact_start"""
 
 
-def wait_until(condition: Callable[[], object], what: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what()}"
-        time.sleep(0.05)
-
-
 class DatabaseProxy(Proxy):
     """Can strike at a certain moment: see :meth:`at_next`."""
 

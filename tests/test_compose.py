@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import click
 import pytest
 import yaml
 
-from worker.cli import main
+from worker.cli import GROUP, main
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,10 @@ SECRETS = "${SECRETS_FOLDER:-./deploy/secrets}"
 PROJECT: dict[str, Any] = yaml.safe_load(COMPOSE.read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-ONE_SHOT = {"migrate", "grants", "listener", "trainer"}
+ONE_SHOT = {"migrate", "grants", "listener", "engines", "engines-gpu"}
+#: Nothing waits for a trainer: its rebuilds have a schedule of their own.
+UNCHECKED = ONE_SHOT | {"trainer"}
+BUNDLES, ENGINES = "/var/lib/carina/bundles", "/var/lib/carina/engines"
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
@@ -103,9 +107,10 @@ def test_docker_compose_accepts_it(extra: list[str], tmp_path: Path) -> None:
 
 def test_what_starts_by_default() -> None:
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    assert default == {"redis", "postgres", "migrate", "grants", "worker"}
-    assert {name: SERVICES[name]["profiles"] for name in ("worker-gpu", "watch", "listener", "trainer")} == {
-        "worker-gpu": ["gpu"], "watch": ["watch"], "listener": ["listener"], "trainer": ["trainer"],
+    assert default == {"redis", "postgres", "migrate", "grants", "engines", "worker"}
+    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
+        "worker-gpu": ["gpu"], "engines-gpu": ["gpu"], "watch": ["watch"], "listener": ["listener"],
+        "trainer": ["trainer"],
     }  # fmt: skip
 
 
@@ -113,7 +118,7 @@ def test_what_starts_by_default() -> None:
 def test_restarts_and_health(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
-    assert service["healthcheck"] == {"disable": True} if name in ONE_SHOT else service["healthcheck"]["test"]
+    assert service["healthcheck"] == {"disable": True} if name in UNCHECKED else service["healthcheck"]["test"]
 
 
 @each_service
@@ -143,8 +148,9 @@ def test_our_image_has_our_version() -> None:
 def test_resources_are_limited() -> None:
     for name in SERVICES.keys() - {"listener"}:
         assert SERVICES[name]["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}, name
-    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
+    for name in ("worker-gpu", "engines-gpu"):
+        (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
 
 
 @each_service
@@ -185,6 +191,7 @@ def test_each_process_has_the_database_role_it_needs() -> None:
     }
     assert {name: file.rpartition("_")[2] for name, file in role.items()} == {
         "migrate": "owner", "worker": "worker", "worker-gpu": "worker", "watch": "intake",
+        "engines": "worker", "engines-gpu": "worker", "trainer": "worker",
     }  # fmt: skip
 
 
@@ -205,18 +212,54 @@ def test_every_volume_and_configuration_exists() -> None:
 def test_nothing_waits_for_what_does_not_come() -> None:
     for name, service in SERVICES.items():
         for other, wanted in service.get("depends_on", {}).items():
-            assert "profiles" not in SERVICES[other], name
+            assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), name
             if wanted["condition"] == "service_healthy":
                 assert "test" in SERVICES[other]["healthcheck"], name
             else:
                 assert (wanted["condition"], other in ONE_SHOT) == ("service_completed_successfully", True), name
 
 
-def test_commands_are_the_programs_own() -> None:
-    started = {name: service for name, service in OURS.items() if "entrypoint" not in service and name != "trainer"}
-    assert started.keys() == {"migrate", "worker", "worker-gpu", "watch"}
+def test_commands_are_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the image's own installation says it, not the one that runs the tests.
+    joined = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"][GROUP]
+    monkeypatch.setattr(
+        "worker.cli.entry_points", lambda group: [EntryPoint(name, target, group) for name, target in joined.items()]
+    )
+    started = {name: service for name, service in OURS.items() if "entrypoint" not in service}
+    assert started.keys() == {"migrate", "engines", "engines-gpu", "worker", "worker-gpu", "watch", "trainer"}
     for service in started.values():
         parse_command(substituted(service["command"]))
+
+
+def mounts(name: str) -> dict[str, tuple[str, bool]]:
+    """Where a named volume is seen → which one, and whether it can be written."""
+    found = {}
+    for volume in SERVICES[name].get("volumes", []):
+        if isinstance(volume, str):
+            source, target, *mode = volume.split(":")
+            found[target] = (source, mode != ["ro"])
+    return found
+
+
+def test_workers_can_change_neither_bundles_nor_engines() -> None:
+    for worker, engines in (("worker", "engines"), ("worker-gpu", "engines-gpu")):
+        assert mounts(worker)[BUNDLES] == ("bundles", False)
+        assert mounts(worker)[ENGINES] == (engines, False)
+        assert SERVICES[worker]["environment"]["CARINA_ENGINE_BUILD"] == "never"
+        # What they cannot build is there before they start.
+        assert SERVICES[worker]["depends_on"][engines] == {"condition": "service_completed_successfully"}
+        assert mounts(engines)[BUNDLES] == ("bundles", True)
+        assert mounts(engines)[ENGINES] == (engines, True)
+        assert SERVICES[engines]["image"] == SERVICES[worker]["image"]
+
+
+def test_the_trainer_sees_films_it_cannot_change_and_leaves_its_bundles_to_the_workers() -> None:
+    trainer = SERVICES["trainer"]
+    assert mounts("trainer")[BUNDLES] == ("bundles", True) and mounts("trainer")[ENGINES] == ("engines", True)
+    assert [volume["target"] for volume in trainer["volumes"] if isinstance(volume, dict)] == ["/films"]
+    words = substituted(trainer["command"])
+    assert words[0] == "rebuild" and {"--watch", "--from-database"} <= set(words)
+    assert "CARINA_ENGINE_BUILD" not in trainer["environment"]
 
 
 def test_health_checks_ask_for_the_oldest_ready_film() -> None:

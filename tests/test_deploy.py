@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 ROLES = ("owner", "worker", "intake", "report", "read_only")
-PERSONAL = {identity.name, instance_identity.name, "audit_event"}
+PERSONAL = {identity.name, instance_identity.name, "audit_event", "rebuild"}
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +241,34 @@ def test_a_night_with_a_role_for_each_process(
 
 
 @pytest.mark.services
+def test_a_trainer_needs_no_more_than_the_workers_role(as_role: Callable[[str], None], tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    from tiny_bundle import SIZE, make_bundle
+
+    from trainer.rebuild.ledger import RebuildLedger, list_rebuilds
+    from trainer.rebuild.place import trainers_place
+    from trainer.rebuild.request import make_request
+    from worker.inference.registry import add_bundle, champion
+    from worker.monitor.labels import current_labels
+    from worker.service import open_database
+
+    as_role("worker")
+    settings = load_settings()
+    steps = ({"step": "min_max"}, {"step": "resize", "height": SIZE, "width": SIZE})
+    bundle = make_bundle(tmp_path / "bundle", preprocess=steps)
+    with open_database(settings) as database, trainers_place(database, settings) as place:
+        ledger = RebuildLedger(database, place)
+        request = make_request("carina-findings", data="phantoms", from_database=True)
+        serving = champion(database, settings)
+        row = ledger.open(request, "films", lambda _: tmp_path / "out", champion_id=serving.id, fresh=False)
+        with database.read() as connection:
+            assert list(current_labels(connection)) == []
+        entry = add_bundle(database, settings, bundle, actor="trainer")
+        ledger.finish(ledger.advance(row, "report", {}), entry.id, "done", {})
+        assert [(each.bundle, each.outcome) for each in list_rebuilds(database)] == [("tiny:1", "done")]
+
+
+@pytest.mark.services
 def test_read_only_is_enough_for_a_backup(
     postgresql_server: servers.Databases, role_urls: dict[str, str], tmp_path: Path
 ) -> None:
@@ -264,6 +292,9 @@ def test_read_only_is_enough_for_a_backup(
         ("intake", "INSERT INTO segmentation (job_id) VALUES (1)"),
         ("intake", "DELETE FROM job"),
         ("worker", "UPDATE finding_score SET probability = 0"),
+        ("worker", "UPDATE label SET value = 'absent'"),
+        ("worker", "DELETE FROM rebuild"),
+        ("intake", "SELECT * FROM label"),
         ("worker", "DELETE FROM job"),
         ("worker", "UPDATE instance_identity SET patient_id = ''"),
         ("worker", "CREATE TABLE other (id int)"),
@@ -352,6 +383,25 @@ def test_units_stop_and_start_the_way_a_worker_needs(unit: Path) -> None:
         from worker.queue.loop import STALLED_EXIT_CODE
 
         assert lines["RestartForceExitStatus"] == str(STALLED_EXIT_CODE)
+
+
+def test_a_units_worker_can_change_neither_bundles_nor_engines() -> None:
+    lines = (DEPLOY / "systemd" / "carina-worker@.service").read_text("utf-8").splitlines()
+    assert "ReadOnlyPaths=-/var/lib/carina/bundles -/var/lib/carina/engines" in lines
+    assert "Environment=CARINA_ENGINE_BUILD=never" in lines
+    for line in ("Wants", "After"):
+        assert any(found.startswith(f"{line}=") and found.endswith(" carina-engines@%i.service") for found in lines)
+
+
+def test_units_of_the_trainer_give_way_and_may_write() -> None:
+    for name in ("carina-trainer@", "carina-engines@"):
+        text = (DEPLOY / "systemd" / f"{name}.service").read_text("utf-8")
+        assert "ReadOnlyPaths" not in text and "ENGINE_BUILD" not in text
+    nice = {
+        name: int(re.findall(r"^Nice=(\d+)$", (DEPLOY / "systemd" / f"{name}@.service").read_text("utf-8"), re.M)[0])
+        for name in ("carina-worker", "carina-trainer")
+    }
+    assert nice["carina-trainer"] > nice["carina-worker"]
 
 
 def test_the_environment_file_is_readable(tmp_path: Path) -> None:

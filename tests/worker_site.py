@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,10 +107,3 @@ def descendants(process_id: int) -> list[psutil.Process]:
         return psutil.Process(process_id).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)

@@ -9,17 +9,24 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from schema.database import Database
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+
+from schema.bundle import BundleError
+from schema.database import Database, is_busy
+from schema.tables import job
 from worker.devices import Device, choose_devices, find_gpus, run_devices
-from worker.errors import CarinaError
+from worker.errors import CarinaError, FilmError
 from worker.film.pool import DecoderPool
+from worker.inference import registry
+from worker.inference.bundle_files import check_settings
 from worker.inference.bundles import load_bundle
 from worker.inference.engines.backends import BACKENDS
-from worker.inference.registry import champion, record_engine
+from worker.inference.swap import Opened, SwappingEngines
 from worker.intake.sources import resolve
 from worker.pipeline import Pipeline
 from worker.queue.loop import WorkerLoop, run_solo
@@ -44,7 +51,7 @@ def open_database(settings: Settings, *, any_version: bool = False) -> Iterator[
     Raises
     ------
     schema.database.DatabaseVersionError
-        The database is of another version.
+        The database is of another version, or was upgraded meanwhile and refused what was asked.
     worker.errors.CarinaError
         The home folder cannot be made or the site key cannot be read.
     """
@@ -61,38 +68,73 @@ def open_database(settings: Settings, *, any_version: bool = False) -> Iterator[
         if not any_version:
             database.require_current()
         yield database
+    except DBAPIError as error:
+        # Upgraded under a running command, a database says so by refusing what it took before.
+        if not any_version and not is_busy(error):
+            database.require_current()
+        raise
     finally:
         database.close()
 
 
-@contextmanager
-def open_pipeline(settings: Settings, database: Database) -> Iterator[Pipeline]:
-    """The champion bundle, loaded and warm, with its decoder children."""
-    registered = champion(database, settings)
-    bundle = load_bundle(
-        registered.directory, home=settings.home, backend=settings.backend, precision=settings.precision
-    )
-    record_engine(database, registered.id, bundle.engine_description, bundle.parity)
-    pool = DecoderPool(
-        bundle.plan,
-        size=settings.decoder_count,
-        memory_bytes=settings.decode_memory,
-        timeout_seconds=settings.decode_timeout,
-    )
-    pipeline = Pipeline(
-        bundle,
-        registered.id,
-        pool,
-        partial(resolve, settings),
-        decoders=settings.decoder_count,
-        engine_batch=settings.engine_batch,
-    )
+def open_bundle(settings: Settings, database: Database, registered: registry.RegisteredBundle) -> Opened:
+    """A bundle, loaded and warm, with decoder children of its own.
+
+    Raises
+    ------
+    schema.bundle.BundleError
+        It cannot be loaded on this machine.
+    """
+    with ExitStack() as opened:
+        bundle = load_bundle(
+            registered.directory, home=settings.home, backend=settings.backend, precision=settings.precision
+        )
+        opened.callback(bundle.close)
+        check_settings(bundle.manifest)
+        registry.record_engine(database, registered.id, bundle.engine_description, bundle.parity)
+        pool = DecoderPool(
+            bundle.plan,
+            size=settings.decoder_count,
+            memory_bytes=settings.decode_memory,
+            timeout_seconds=settings.decode_timeout,
+        )
+        opened.callback(pool.close)
+        pipeline = Pipeline(
+            bundle,
+            registered.id,
+            pool,
+            partial(resolve, settings),
+            decoders=settings.decoder_count,
+            engine_batch=settings.engine_batch,
+        )
+        opened.callback(pipeline.close)
+        return Opened(registered.key, str(bundle.engine_description["device"]), pipeline, opened.pop_all().close)
+
+
+def open_first(settings: Settings, database: Database) -> Opened:
+    """The bundle in service; the one before it where that cannot be loaded, as a running worker would go on with it.
+
+    Raises
+    ------
+    schema.bundle.BundleError, worker.errors.FilmError
+        Neither can be loaded on this machine: what is wrong with the one in service.
+    """
     try:
-        yield pipeline
-    finally:
-        pipeline.close()
-        pool.close()
-        bundle.close()
+        return open_bundle(settings, database, registry.champion(database, settings))
+    except (BundleError, FilmError) as error:
+        before = registry.previous(database, settings)
+        if before is None:
+            raise
+        log.error("The bundle in service cannot be loaded here, %s serves instead. %s", before.key, error)
+        try:
+            return open_bundle(settings, database, before)
+        except BundleError:
+            raise error from None
+
+
+def open_by_id(settings: Settings, database: Database, bundle_id: int) -> Opened:
+    """A known bundle by its row, loaded and warm; raises as :func:`open_bundle` does."""
+    return open_bundle(settings, database, registry.registered_bundle(database, settings, bundle_id))
 
 
 def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> None:
@@ -103,12 +145,23 @@ def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> Non
         # From the start: a database that falls silent must not hold up a worker for ever.
         Watchdog(settings.stall_seconds).over(database),
         announcing(settings, database) as announce,
-        open_pipeline(settings, database) as pipeline,
+        ExitStack() as opened,
     ):
-        worker = _register(database, settings, name, pipeline)
-        loop = WorkerLoop(settings, database, worker, pipeline, solo_command=SOLO_COMMAND, announce=announce)
+        first = open_first(settings, database)
+        opened.callback(first.close)
+        worker = _register(database, settings, name, first)
+        engines = SwappingEngines(
+            database,
+            first,
+            partial(open_by_id, settings, database),
+            worker=worker,
+            shadow=_does_shadow_jobs(settings),
+        )
+        opened.pop_all()
+        opened.callback(engines.close)
+        loop = WorkerLoop(settings, database, worker, engines, solo_command=SOLO_COMMAND, announce=announce)
         with consuming(settings, loop.run_batch, name=worker.name, stop=stop) as end, stop_on_signals(end):
-            log.info("worker %s ready: bundle %s", worker.name, pipeline.bundle.manifest.key)
+            log.info("worker %s ready: bundle %s", worker.name, engines.serving)
             loop.run(stop, until_idle=until_idle)
 
 
@@ -141,13 +194,18 @@ def run_device_workers(settings: Settings, wanted: str, *, name: str | None, arg
 
 
 def run_suspect(settings: Settings, lease_id: str) -> None:
-    """Process the one job of ``lease_id``: the disposable child of a worker."""
+    """Process the one job of ``lease_id``, with the bundle it is bound to: the disposable child of a worker."""
     # Its parent works with this database: an upgrade meanwhile must not count against the film.
-    with (
-        open_database(settings, any_version=True) as database,
-        open_pipeline(settings, database) as pipeline,
-    ):
-        run_solo(settings, database, pipeline, lease_id)
+    with open_database(settings, any_version=True) as database, ExitStack() as closing:
+        with database.read() as connection:
+            bound = connection.execute(select(job.c.bundle_id).where(job.c.lease_id == lease_id)).first()
+        if bound is None:
+            return
+        # A file that is only compared with others is bound to no bundle.
+        to = bound.bundle_id
+        opened = open_first(settings, database) if to is None else open_by_id(settings, database, to)
+        closing.callback(opened.close)
+        run_solo(settings, database, opened.processor, lease_id)
 
 
 @contextmanager
@@ -173,13 +231,18 @@ def default_worker_names() -> Iterator[str]:
     return (f"{host}-{number}" for number in range(1, 65))
 
 
-def _register(database: Database, settings: Settings, name: str | None, pipeline: Pipeline) -> WorkerIdentity:
-    device = str(pipeline.bundle.engine_description["device"])
+def _does_shadow_jobs(settings: Settings) -> bool:
+    if settings.shadow not in ("auto", "never"):
+        raise CarinaError(f"CARINA_SHADOW must be auto or never, not {settings.shadow!r}.")
+    return settings.shadow == "auto"
+
+
+def _register(database: Database, settings: Settings, name: str | None, first: Opened) -> WorkerIdentity:
     candidates = iter([name]) if name else default_worker_names()
     refused: CarinaError | None = None
     for candidate in candidates:
         try:
-            return register_worker(database, settings, candidate, device, bundle_id=pipeline.bundle_id)
+            return register_worker(database, settings, candidate, first.device, bundle_id=first.bundle_id)
         except CarinaError as error:
             refused = error
     assert refused is not None

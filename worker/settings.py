@@ -55,6 +55,12 @@ class Settings:
     backlog_low: int = _setting(50_000, "Registration resumes at so many ready films.")
     disk_reserve: int = _setting(_GIB, "Work pauses when the home folder has less free space.")
     scan_chunk: int = _setting(1000, "Files registered in one transaction.")
+    shadow: str = _setting(
+        "auto", "Shadow jobs: auto does them when nothing else is ready, never leaves them to others."
+    )
+    shadow_agreement: float = _setting(
+        0.0, "Agreement (0-1) with the bundle in service that a promotion asks for; 0 asks for no shadow jobs."
+    )
     settle_seconds: float = _setting(5.0, "A watched file is taken when it has not changed for so long.")
 
     @property

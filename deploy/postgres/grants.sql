@@ -2,7 +2,8 @@
 --
 --     psql -v ON_ERROR_STOP=1 -U carina_owner -f deploy/postgres/grants.sql carina
 --
---   carina_worker     carina worker, retry, conflicts accept   processes films, writes results
+--   carina_worker     carina worker, retry, conflicts accept,  processes films, writes results,
+--                     rebuild, bundle, engine                  learns from both
 --   carina_intake     carina submit, watch                     registers files, sees no results
 --   carina_report     dashboards and statistics                results and views, no identity
 --   carina_read_only  carina status, failed, export; pg_dump   everything, identity too
@@ -15,11 +16,12 @@ GRANT USAGE ON SCHEMA public TO carina_worker, carina_intake, carina_report, car
 
 -- Worker: reads all; results are written once and never changed.
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO carina_worker;
-GRANT INSERT, UPDATE ON job, lease, worker, duty, arrival, instance, bundle_alias TO carina_worker;
+GRANT INSERT, UPDATE ON job, lease, worker, duty, arrival, instance, bundle_alias, rebuild TO carina_worker;
 GRANT INSERT ON
-    attempt, segmentation, region_measurement, failure_flag, finding_score, heatmap, bundle, engine, audit_event
+    attempt, segmentation, region_measurement, failure_flag, finding_score, heatmap, bundle, engine, label,
+    audit_event
     TO carina_worker;
-GRANT DELETE ON lease TO carina_worker;
+GRANT DELETE ON lease, bundle_alias TO carina_worker;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO carina_worker;
 
 -- Intake: what came, what it calls itself, and the work on it.
@@ -31,10 +33,10 @@ GRANT INSERT, UPDATE ON submission, arrival, instance, identity, instance_identi
 GRANT INSERT ON submission_arrival TO carina_intake;
 GRANT USAGE ON SEQUENCE submission_id_seq, arrival_id_seq, instance_id_seq, job_id_seq TO carina_intake;
 
--- Report: everything but identity (UIDs, record numbers, paths) and the audit trail.
+-- Report: everything but identity (UIDs, record numbers, paths, also those of rebuilds) and the audit trail.
 GRANT SELECT ON
     alembic_version, submission, arrival, submission_arrival, instance, job, lease, attempt, worker, bundle,
-    bundle_alias, engine, duty, segmentation, region_measurement, failure_flag, finding_score, heatmap
+    bundle_alias, engine, duty, segmentation, region_measurement, failure_flag, finding_score, heatmap, label
     TO carina_report;
 GRANT SELECT ON
     film_state, published_result, overnight_summary, turnaround, backlog, dead_letters, flag_rates, finding_rates

@@ -1,6 +1,6 @@
 """Find files by a hash of their place: a path can be longer than an entry of an index may be.
 
-A database that holds such a path cannot go back: PostgreSQL refuses the former index.
+A database on PostgreSQL that holds such a path cannot go back, and says so.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import hashlib
 
 import sqlalchemy as sa
 from alembic import op
+
+from schema.database import DatabaseVersionError
 
 revision = "0003"
 down_revision = "0002"
@@ -44,8 +46,20 @@ def upgrade() -> None:
         batch_op.create_unique_constraint(NOW, ["location_hash"])
 
 
+#: What PostgreSQL says of an entry that is too long for an index.
+LIMIT_EXCEEDED = "54000"
+
+
 def downgrade() -> None:
-    with op.batch_alter_table("identity") as batch_op:
-        batch_op.drop_constraint(NOW, type_="unique")
-        batch_op.create_unique_constraint(FORMER, ["path", "member", "root", "size", "modified_ns"])
-        batch_op.drop_column("location_hash")
+    try:
+        with op.batch_alter_table("identity") as batch_op:
+            batch_op.drop_constraint(NOW, type_="unique")
+            batch_op.create_unique_constraint(FORMER, ["path", "member", "root", "size", "modified_ns"])
+            batch_op.drop_column("location_hash")
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != LIMIT_EXCEEDED:
+            raise
+        raise DatabaseVersionError(
+            "The database cannot go back to version 0002: the path of a registered file is too long for it. "
+            "Nothing was changed. Stay at this version, or restore the backup made before the upgrade."
+        ) from None

@@ -1,5 +1,6 @@
 -- Which films failed, where and why?
--- One row per failed job, without identity: carina failed adds file and UID for those who may see them.
+-- One row per failed job, shadow jobs left out, without identity: carina failed adds file and UID
+-- for those who may see them.
 CREATE VIEW dead_letters AS
 SELECT
     job.id AS job_id,
@@ -17,4 +18,4 @@ SELECT
 FROM job
 JOIN instance ON instance.id = job.instance_id
 LEFT JOIN bundle ON bundle.id = job.bundle_id
-WHERE job.state = 'failed'
+WHERE job.state = 'failed' AND job.kind <> 'shadow'

@@ -11,13 +11,13 @@ FROM (
     SELECT job.bundle_id AS bundle_id, failure_flag.rule AS rule, COUNT(DISTINCT job.id) AS films
     FROM failure_flag
     JOIN job ON job.id = failure_flag.job_id
-    WHERE job.kind = 'process' AND job.state = 'done'
+    WHERE job.kind <> 'verify' AND job.state = 'done'
     GROUP BY job.bundle_id, failure_flag.rule
 ) AS fired
 JOIN (
     SELECT job.bundle_id AS bundle_id, COUNT(*) AS films
     FROM job
-    WHERE job.kind = 'process' AND job.state = 'done'
+    WHERE job.kind <> 'verify' AND job.state = 'done'
     GROUP BY job.bundle_id
 ) AS total ON total.bundle_id = fired.bundle_id
 JOIN bundle ON bundle.id = fired.bundle_id

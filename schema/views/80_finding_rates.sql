@@ -12,5 +12,5 @@ SELECT
 FROM finding_score
 JOIN job ON job.id = finding_score.job_id
 JOIN bundle ON bundle.id = job.bundle_id
-WHERE job.kind = 'process' AND job.state = 'done'
+WHERE job.kind <> 'verify' AND job.state = 'done'
 GROUP BY bundle.name, bundle.version, finding_score.finding

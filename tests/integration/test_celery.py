@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import servers
 from ledger_rows import add_bundle, fresh_database, register_films, settings_for
 from passthrough_worker import command
 from sqlalchemy import func, select
+from waiting import wait_until
 
 from schema import tables
 from schema.database import Database
@@ -36,13 +37,6 @@ pytestmark = pytest.mark.services
 NEVER = 3600.0
 OFTEN = 0.2
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
 
 
 @dataclass

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from chaos import FAULTS, oddities, rage
-from chaos_cluster import LEASE_SECONDS, MACHINES, Cluster, wait_until
+from chaos_cluster import LEASE_SECONDS, MACHINES, Cluster
 from ledger_rows import job_row
 from servers import BrokerServer, PostgresqlServer
 from sqlalchemy import func, select
+from waiting import wait_until
 
 from schema import tables
 from worker.queue.invariants import check_invariants

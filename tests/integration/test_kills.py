@@ -14,7 +14,8 @@ import psutil
 import pytest
 from ledger_rows import job_row
 from sqlalchemy import select
-from worker_site import Site, descendants, make_site, wait_until
+from waiting import wait_until
+from worker_site import Site, descendants, make_site
 
 from schema import tables
 from worker.queue.invariants import check_invariants
@@ -58,13 +59,16 @@ def kill_again_and_again(site: Site, names: list[str], kills: int, dice: random.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 done["suspect" if alone else "worker"] += 1
-    while site.open():
+    while before := site.open():
         for name in names:
             if site.processes[name].poll() is not None and site.open():
                 site.start(name)
+        # Each suspect needs a process of its own: how long all of them take is the machine's affair.
         wait_until(
-            lambda: not site.open() or any(site.processes[name].poll() is not None for name in names),
-            f"the last films: {site.states()}",
+            lambda before=before: (
+                site.open() < before or any(site.processes[name].poll() is not None for name in names)
+            ),
+            lambda: f"the next film: {site.states()}",
         )
     return done
 

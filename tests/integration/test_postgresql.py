@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ import pytest
 from intake_rows import film, header, registrar, source
 from ledger_rows import (
     Ledger,
-    add_bundle,
     age_leases,
     full_result,
     job_row,
@@ -44,22 +43,6 @@ from worker.queue.patience import Patience
 from worker.queue.workers import WorkerIdentity, register_worker
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = Database(postgresql_url)
-    add_bundle(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def ledger(database: Database, tmp_path: Path) -> Iterator[Ledger]:
-    settings = settings_for(tmp_path)
-    worker = register_worker(database, settings, "one")
-    yield Ledger(database, settings, worker)
-    worker.release_name()
 
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -203,15 +186,15 @@ def test_the_same_files_registered_at_once_are_registered_once(ledger: Ledger) -
     assert check_invariants(ledger.database) == []
 
 
-def test_workers_that_start_together_agree_on_names_and_duties(database: Database, tmp_path: Path) -> None:
+def test_workers_that_start_together_agree_on_names_and_duties(postgresql: Database, tmp_path: Path) -> None:
     """On several machines, so that no lock file keeps them apart."""
     settings = [settings_for(tmp_path / str(number)) for number in range(4)]
-    started = together(4, lambda number: register_worker(database, settings[number], "the same"))
+    started = together(4, lambda number: register_worker(postgresql, settings[number], "the same"))
     assert all(isinstance(worker, (WorkerIdentity, CarinaError)) for worker in started), started
     duties = [Duty(name, 60.0, prune) for name in ("one", "two")]
-    assert together(4, lambda _: ensure_duties(database, duties)) == [None] * 4
+    assert together(4, lambda _: ensure_duties(postgresql, duties)) == [None] * 4
     worker = next(worker for worker in started if isinstance(worker, WorkerIdentity))
-    done = together(4, lambda _: do_due_duties(database, worker, duties))
+    done = together(4, lambda _: do_due_duties(postgresql, worker, duties))
     assert sorted(name for names in done for name in names) == ["one", "two"]
 
 
@@ -274,18 +257,18 @@ def test_headers_with_words_postgresql_cannot_keep_are_registered(ledger: Ledger
     assert (counts.registered, counts.rejected.total()) == (2, 1)
 
 
-def test_a_job_keeps_room_for_its_updates(database: Database) -> None:
+def test_a_job_keeps_room_for_its_updates(postgresql: Database) -> None:
     def options() -> set[str]:
-        with database.read() as connection:
+        with postgresql.read() as connection:
             return set(connection.scalar(text("SELECT reloptions FROM pg_class WHERE relname = 'job'")) or ())
 
     wanted = {"fillfactor=80", "autovacuum_vacuum_scale_factor=0.02", "autovacuum_vacuum_cost_delay=0"}
     assert options() == wanted
-    database.downgrade("0001")
+    postgresql.downgrade("0001")
     assert options() == set()
-    database.upgrade()
+    postgresql.upgrade()
     assert options() == wanted
-    with database.read() as connection:
+    with postgresql.read() as connection:
         columns = "SELECT attname, attstorage FROM pg_attribute WHERE attname IN ('mask', 'raw_mask', 'maps')"
         assert {row.attname: row.attstorage for row in connection.execute(text(columns))} == {
             "mask": "e", "raw_mask": "e", "maps": "e",

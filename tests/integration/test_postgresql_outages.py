@@ -6,12 +6,11 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ledger_rows import Ledger, add_bundle, full_result, job_states, register_films, settings_for
+from ledger_rows import Ledger, full_result, job_states, register_films
 from proxy import Proxy
 from servers import PostgresqlServer
 from sqlalchemy import func, insert, make_url, select, text, update
@@ -24,25 +23,8 @@ from worker.queue.finish import finish
 from worker.queue.invariants import check_invariants
 from worker.queue.outcomes import Outcome
 from worker.queue.patience import Patience
-from worker.queue.workers import register_worker
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = Database(postgresql_url)
-    add_bundle(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def ledger(database: Database, tmp_path: Path) -> Iterator[Ledger]:
-    settings = settings_for(tmp_path)
-    worker = register_worker(database, settings, "one")
-    yield Ledger(database, settings, worker)
-    worker.release_name()
 
 
 def server_says(database: Database, state: str) -> DBAPIError:
@@ -110,8 +92,8 @@ def test_other_databases_are_refused_without_quoting_the_url(url: str) -> None:
         "57P03", "58030",
     ],
 )  # fmt: skip
-def test_trouble_of_the_server_passes(database: Database, state: str) -> None:
-    assert is_busy(server_says(database, state))
+def test_trouble_of_the_server_passes(postgresql: Database, state: str) -> None:
+    assert is_busy(server_says(postgresql, state))
 
 
 @pytest.mark.parametrize(
@@ -119,19 +101,19 @@ def test_trouble_of_the_server_passes(database: Database, state: str) -> None:
     ["0A000", "22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23505", "23514", "42501", "42601",
      "42703", "42P01", "54000", "XX000"],
 )  # fmt: skip
-def test_what_the_server_will_never_take_does_not_pass(database: Database, state: str) -> None:
-    assert not is_busy(server_says(database, state))
+def test_what_the_server_will_never_take_does_not_pass(postgresql: Database, state: str) -> None:
+    assert not is_busy(server_says(postgresql, state))
 
 
-def test_a_value_the_driver_refuses_does_not_pass(database: Database) -> None:
-    with pytest.raises(DBAPIError) as raised, database.write() as connection:
+def test_a_value_the_driver_refuses_does_not_pass(postgresql: Database) -> None:
+    with pytest.raises(DBAPIError) as raised, postgresql.write() as connection:
         connection.execute(insert(tables.duty).values(name="a\0b", every_seconds=1.0, due_at=database_now()))
     assert not is_busy(raised.value)
 
 
-def test_waiting_for_a_lock_ends_and_passes(database: Database, postgresql_url: str) -> None:
+def test_waiting_for_a_lock_ends_and_passes(postgresql: Database, postgresql_url: str) -> None:
     impatient = Database(make_url(postgresql_url).update_query_dict({"options": "-c lock_timeout=50ms"}))
-    with database.write() as holder:
+    with postgresql.write() as holder:
         holder.execute(text("LOCK TABLE duty IN EXCLUSIVE MODE"))
         with pytest.raises(DBAPIError) as raised, impatient.write() as connection:
             connection.execute(update(tables.duty).values(outcome=""))
@@ -178,14 +160,14 @@ def test_a_connection_that_breaks_passes_and_is_replaced(postgresql_url: str, pl
         database.close()
 
 
-def test_a_session_ended_by_the_operator_passes(database: Database) -> None:
-    with pytest.raises(DBAPIError) as raised, database.write() as connection:
+def test_a_session_ended_by_the_operator_passes(postgresql: Database) -> None:
+    with pytest.raises(DBAPIError) as raised, postgresql.write() as connection:
         own = connection.scalar(text("SELECT pg_backend_pid()"))
-        with database.write() as operator:
+        with postgresql.write() as operator:
             operator.execute(text("SELECT pg_terminate_backend(:own)"), {"own": own})
         connection.execute(text("SELECT 1"))
     assert is_busy(raised.value)
-    assert job_states(database) == {}
+    assert job_states(postgresql) == {}
 
 
 def test_the_pool_recovers_from_a_killed_server(own_postgresql: PostgresqlServer, ledger: Ledger) -> None:

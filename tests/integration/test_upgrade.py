@@ -8,19 +8,27 @@ after which that is no longer so must be preceded by a stop of all workers, and 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
+from click.testing import CliRunner
 from ledger_rows import job_row, register_films
-from sqlalchemy import select, text
-from worker_site import make_films, make_site, wait_until
+from sqlalchemy import func, select, text
+from waiting import wait_until
+from worker_site import make_films, make_site
 
 from schema import tables
 from schema.database import Database, head_revision, view_statements
+from schema.keys import location_hash
+from worker.cli import main
+from worker.intake.register import Counts, Examined, Registrar
+from worker.phantom import make_phantom, phantom_dataset
 from worker.queue.invariants import check_invariants
 from worker.queue.patience import Patience
 
@@ -125,6 +133,63 @@ def test_a_running_worker_outlives_an_upgrade_and_its_next_start_refuses(
         assert site.states() == {"done": 38, "failed": 2}
         assert site.count("segmentation") == 38 and site.count("lease") == 0
         assert check_invariants(site.database) == []
+
+
+@pytest.mark.parametrize("command", ["submit", "watch"])
+@pytest.mark.parametrize(
+    "change",
+    ["ADD COLUMN place TEXT CHECK (place IS NOT NULL)", "RENAME COLUMN location_hash TO place_hash"],
+    ids=["a value is missing", "a column is gone"],
+)
+def test_a_scanner_that_an_upgrade_overtakes_stops_with_a_sentence(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, change: str
+) -> None:
+    """The newer program's tables take no more rows of this one."""
+    films = tmp_path / "films"
+    films.mkdir()
+    phantom_dataset(make_phantom(3, rows=256, columns=224)).save_as(films / "film.dcm")
+    monkeypatch.setenv("CARINA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CARINA_DATABASE_URL", url_of(database))
+    monkeypatch.setenv("CARINA_SETTLE_SECONDS", "0")
+    register = Registrar.register
+
+    def overtaken(registrar: Registrar, files: Sequence[Examined]) -> Counts:
+        with database.write() as connection:
+            connection.execute(text(f"ALTER TABLE identity {change}"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        monkeypatch.setattr(Registrar, "register", register)
+        return registrar.register(files)
+
+    monkeypatch.setattr(Registrar, "register", overtaken)
+    done = CliRunner().invoke(main, [command, str(films)])
+    assert isinstance(done.exception, SystemExit) and done.exit_code == REFUSED
+    said = " ".join(done.output.split())
+    assert "Error: The database is at version 9999" in said and "upgraded by a newer Carina" in said
+    assert "refused" not in said and "Traceback" not in said
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(tables.arrival)) == 0
+
+
+def test_a_path_too_long_for_the_former_index_is_kept_or_the_way_back_is_refused(
+    database: Database, tmp_path: Path
+) -> None:
+    """Before version 0003 PostgreSQL had the path itself in an index, where 2.7 kB is the limit; SQLite has none."""
+    dice = random.Random(5)
+    long = "".join(dice.choices("abcdefghijklmnopqrstuvwxyz0123456789/", k=4000))
+    register_films(database, [long, "short.dcm"])
+    done = run_program(ROOT, tmp_path / "home", url_of(database), "db", "downgrade", "--yes", "0002")
+    if database.dialect == "postgresql":
+        assert_refused(done, "cannot go back to version 0002: the path of a registered file is too long for it.")
+        assert long not in done.stderr
+        database.require_current()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert database.version() == "0002"
+        database.upgrade()
+    with database.read() as connection:
+        found = connection.execute(select(tables.identity.c.path, tables.identity.c.location_hash)).all()
+    assert sorted(row.path for row in found) == sorted([long, "short.dcm"])
+    assert [row.location_hash for row in found] == [location_hash("local", row.path, "", 1, 1) for row in found]
 
 
 def url_of(database: Database) -> str:

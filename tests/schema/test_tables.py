@@ -30,6 +30,10 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         ("done", {"bundle_id": None}),
         ("ready", {"bundle_id": 1}),
         ("delayed", {"bundle_id": 1}),
+        ("ready", {"kind": "shadow", "published": False, "priority": 20}),
+        ("cancelled", {"kind": "shadow", "published": False, "priority": 20}),
+        ("ready", {"kind": "shadow", "published": True, "priority": 20, "bundle_id": 1}),
+        ("ready", {"kind": "shadow", "published": False, "priority": 10, "bundle_id": 1}),
         ("nonsense", {}),
         ("ready", {"kind": "nonsense"}),
         ("ready", {"kind": "verify", "arrival_id": None}),
@@ -76,6 +80,35 @@ def test_a_film_has_one_open_job(films: Films, first: str, second: str) -> None:
     films.film(first)
     with pytest.raises(IntegrityError):
         films.job(1, second, bundle_id=films.add_bundle("2") if second == "leased" else None)
+
+
+def shadow(films: Films, bundle: int, state: str = "ready") -> int:
+    values = {"kind": "shadow", "published": False, "priority": 20, "bundle_id": bundle}
+    return films.job(1, state, **values)
+
+
+@pytest.mark.parametrize("own", ["ready", "leased", "delayed", "done"])
+def test_a_film_has_one_open_shadow_job_for_each_bundle_beside_its_own(films: Films, own: str) -> None:
+    films.film(own)
+    second, third = films.add_bundle("2"), films.add_bundle("3")
+    shadow(films, second)
+    shadow(films, third, "delayed")
+    for state in ("ready", "leased", "delayed"):
+        with pytest.raises(IntegrityError):
+            shadow(films, second, state)
+    shadow(films, second, "done")
+    assert films.value(select(func.count()).select_from(tables.job)) == 4
+
+
+def test_a_shadow_job_becomes_an_ordinary_one_unless_the_film_has_that_already(films: Films) -> None:
+    films.film("done")
+    second = films.add_bundle("2")
+    job = shadow(films, second, "done")
+    ordinary = {"kind": "process", "published": True, "priority": 10}
+    films.update(tables.job, job, **ordinary)
+    again = shadow(films, second, "done")
+    with pytest.raises(IntegrityError):
+        films.update(tables.job, again, **ordinary)
 
 
 @pytest.mark.parametrize("ended", ["done", "failed", "ineligible", "cancelled"])
@@ -167,6 +200,39 @@ def test_an_alias_has_one_bundle_and_a_known_name(films: Films) -> None:
 def test_a_bundle_has_one_name_and_one_content(films: Films, version: str) -> None:
     with pytest.raises(IntegrityError):
         films.insert(tables.bundle, name="phantom", version=version, sha256=digest("bundle 1"), manifest={})
+
+
+@pytest.mark.parametrize(("column", "value"), [("value", "perhaps"), ("source", "convenience")])
+def test_a_label_says_what_it_means_and_why_it_was_asked_for(films: Films, column: str, value: str) -> None:
+    film = films.film("done")
+    said = {
+        "instance_id": films.value(select(tables.job.c.instance_id).where(tables.job.c.id == film)),
+        "finding": "pneumonia", "value": "present", "reader": "r1", "source": "random",
+        "labelled_at": NOW,
+    }  # fmt: skip
+    films.insert(tables.label, **said)
+    with pytest.raises(IntegrityError):
+        films.insert(tables.label, **{**said, column: value})
+
+
+def rebuild_row(**values: object) -> dict[str, object]:
+    return {"stage": "films", "recipe": "r", "request": {}, "folder": "f", "results": {}, **values}
+
+
+def test_one_rebuild_runs_at_a_time(films: Films) -> None:
+    ended = NOW
+    films.insert(tables.rebuild, **rebuild_row())
+    films.insert(tables.rebuild, **rebuild_row(state="failed", finished_at=ended))
+    films.insert(tables.rebuild, **rebuild_row(state="finished", finished_at=ended, bundle_id=1))
+    with pytest.raises(IntegrityError):
+        films.insert(tables.rebuild, **rebuild_row())
+
+
+@pytest.mark.parametrize("values", [{"state": "finished"}, {"state": "paused"}, {"state": "failed"}])
+def test_a_rebuild_that_ended_says_when_and_what_came_of_it(films: Films, values: dict[str, object]) -> None:
+    ended = {} if values["state"] == "failed" else {"finished_at": NOW}
+    with pytest.raises(IntegrityError):
+        films.insert(tables.rebuild, **rebuild_row(**values, **ended))
 
 
 def test_forgetting_a_job_forgets_its_result(database: Database, films: Films) -> None:

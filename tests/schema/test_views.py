@@ -9,6 +9,7 @@ from stored_films import Films, result
 
 from schema import tables
 from schema.database import Database
+from worker.results.write import write_results
 
 NIGHT = datetime(2026, 3, 1, 23, 0, tzinfo=UTC)
 
@@ -75,6 +76,22 @@ def test_published_result_is_one_row_per_film(database: Database, films: Films) 
     assert [row["job_id"] for row in rows(database, "published_result")] == [3]
     films.update(tables.instance, 1, generation=2)
     assert rows(database, "published_result") == []
+
+
+def test_what_a_bundle_on_trial_does_is_in_its_own_rates_and_nowhere_else(database: Database, films: Films) -> None:
+    films.film("done", stored=result())
+    views = ("film_state", "published_result", "overnight_summary", "turnaround", "backlog", "dead_letters")
+    before = {view: rows(database, view) for view in views}
+    second = films.add_bundle("2")
+    for state in ("ready", "failed", "ineligible", "done"):
+        shadow = {"kind": "shadow", "published": False, "priority": 20, "bundle_id": second}
+        job = films.job(1, state, **shadow)
+    with database.write() as connection:
+        write_results(connection, [(job, result(flags=("low_confidence",), pneumonia=0.9))])
+    assert {view: rows(database, view) for view in views} == before
+    assert [(row["bundle"], row["films"]) for row in rows(database, "flag_rates")] == [("phantom:2", 1)]
+    rates = {(row["bundle"], row["finding"]): row["rate"] for row in rows(database, "finding_rates", "bundle, finding")}
+    assert (rates["phantom:1", "pneumonia"], rates["phantom:2", "pneumonia"]) == (0.0, 1.0)
 
 
 def test_overnight_summary_counts_by_day_and_lane(database: Database, films: Films) -> None:

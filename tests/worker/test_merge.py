@@ -7,12 +7,15 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +298,62 @@ def test_an_interrupted_merge_goes_on(
     merge_all(database, settings, night)
     assert told(database, tmp_path) == told(alone.database, tmp_path)
     assert check_invariants(database) == []
+
+
+def test_shards_merged_at_the_same_time_are_merged_once(
+    database: Database, settings: Settings, night: list[Machine], alone: Machine, tmp_path: Path
+) -> None:
+    """Six people run the same command on three files."""
+    with ThreadPoolExecutor(2 * SHARDS) as pool:
+        merges = [pool.submit(merge, database, settings, machine.file, chunk=3) for machine in night * 2]
+        reports = [merged.result() for merged in merges]
+    assert told(database, tmp_path) == told(alone.database, tmp_path)
+    assert len(rows(database, tables.submission)) == SHARDS
+    assert check_invariants(database) == []
+    assert sum(report.counts.left_out for report in reports) == 0
+    before = dump(database)
+    merge_all(database, settings, night)
+    assert dump(database) == before
+
+
+def test_two_merges_that_begin_in_the_same_moment_agree_on_the_submissions(
+    database: Database, settings: Settings, night: list[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_have_looked = threading.Barrier(2)
+    look = merging._merged_before
+
+    def look_together(*arguments: Any) -> Any:
+        found = look(*arguments)
+        # Whoever is kept from looking before the other has written cannot come here in time.
+        with suppress(threading.BrokenBarrierError):
+            both_have_looked.wait(1.0)
+        return found
+
+    monkeypatch.setattr(merging, "_merged_before", look_together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: merge(database, settings, night[0].file), range(2)))
+    assert len(rows(database, tables.submission)) == len(rows(night[0].database, tables.submission))
+    assert check_invariants(database) == []
+
+
+def test_a_shard_that_had_no_film_yet_is_recognised_later(
+    database: Database, settings: Settings, template: Path, tmp_path: Path
+) -> None:
+    """Merged before its first film, and before its first file."""
+    readme, empty = Examined(source("README"), None, "NOT_DICOM"), Examined(source("empty"), None, "EMPTY_FILE")
+    shard = Machine(tmp_path / "shard.sqlite", template, [], Shard(1, 1))
+    for files in ([readme], [empty], [film("2.25.1", "a")], [film("2.25.2", "b")]):
+        register(shard.database, *files)
+        merge(database, settings, shard.file)
+    merge(database, settings, shard.file)
+    assert len(rows(database, tables.arrival)) == 3
+    assert len(rows(database, tables.submission)) == len(rows(shard.database, tables.submission))
+    with database.read() as connection:
+        seen, others = connection.execute(
+            select(func.sum(tables.submission.c.files_seen), func.sum(tables.submission.c.not_dicom))
+        ).one()
+    assert (seen, others) == (4, 1)
+    shard.close()
 
 
 def test_merging_into_a_database_that_has_some_of_the_films(
@@ -636,6 +695,25 @@ def test_another_bundle_of_the_same_name_is_refused(
         connection.execute(update(tables.bundle).values(sha256=digest("rebuilt")))
     with pytest.raises(CarinaError, match="another bundle named test:1"):
         merge(database, settings, night[1].file)
+
+
+@pytest.mark.parametrize("whole_pages", [1, 4, 30])
+def test_a_damaged_shard_is_named_and_what_it_lacks_comes_with_a_whole_copy(
+    database: Database, settings: Settings, night: list[Machine], tmp_path: Path, whole_pages: int
+) -> None:
+    copy = tmp_path / "copy.sqlite"
+    with closing(sqlite3.connect(night[0].file)) as connection:
+        connection.execute("VACUUM INTO ?", [str(copy)])
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: 4096 * whole_pages])
+    with pytest.raises(CarinaError, match=r"copy\.sqlite cannot be read: .*malformed"):
+        merge(database, settings, copy, chunk=2)
+    assert check_invariants(database) == []
+    copy.write_bytes(whole)
+    merge_all(database, settings, night)
+    before = dump(database)
+    merge(database, settings, copy)
+    assert dump(database) == before
 
 
 def test_what_is_no_shard_is_refused(database: Database, settings: Settings, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ COMMANDS: dict[str, str] = {
     "conflicts": "worker.cli.look:conflicts",
     "export": "worker.cli.look:export",
     "report": "worker.cli.look:report",
+    "bundle": "worker.cli.bundle:bundle",
+    "engine": "worker.cli.engine:engine",
     "db": "worker.cli.care:db",
     "doctor": "worker.cli.care:doctor",
     "info": "worker.cli.care:info",

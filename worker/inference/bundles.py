@@ -6,31 +6,27 @@ gate, or loaded from the engine cache where that was done before.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from schema.bundle import MANIFEST_NAME, BundleError, Manifest, Member, read_manifest, sha256_of
-from worker.inference.cache import EngineKey, read_engine, write_engine
-from worker.inference.engines.backends import open_backend
-from worker.inference.engines.base import Backend, Engine, EngineBuildError, EngineError, Precision
-from worker.inference.parity import ParityThresholds, check_parity
+from schema.bundle import MANIFEST_NAME, BundleError, Manifest, read_manifest, sha256_of
+from worker.inference.cache import FOLDER as ENGINES
+from worker.inference.engines.backends import AUTO, backends_to_try, open_backend
+from worker.inference.engines.base import Engine, EngineBuildError, Precision
+from worker.inference.member_engines import EngineMaker, NoEngineError, Notes
+from worker.inference.parity import ParityThresholds
 
-log = logging.getLogger(__name__)
+#: ``CARINA_ENGINE_BUILD`` where only a builder may write the cache.
+NEVER = "never"
 
 #: The bundle that comes with Carina: trained on synthetic films, for demonstration only.
-PACKAGED_BUNDLE = Path(str(files("worker"))) / "bundles" / "phantom-1"
+PACKAGED_BUNDLE = Path(str(files("worker"))) / "bundles" / "phantom-2"
 
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-#: The outputs of a task and their number of dimensions; the second one counts the classes.
-_OUTPUTS: dict[str, tuple[tuple[str, int], ...]] = {
-    "segmentation": (("probabilities", 4),),
-    "classification": (("probabilities", 2), ("cam", 4)),
-}
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,17 @@ class LoadedBundle:
         """What computed a result, for its row.
 
         ``backend``, ``backend_version``, ``device``, ``precision`` (``"bf16+fp32"`` where members
-        differ) and ``members``: member name → precision.
+        differ), ``members``: member name → precision, and ``how`` where that leaves something open.
         """
         first = next(iter(self.engines.values()))
+        how = "; ".join(sorted({engine.how for engine in self.engines.values()} - {""}))
         return {
             "backend": first.backend,
             "backend_version": first.backend_version,
             "device": first.device,
             "precision": "+".join(sorted({engine.precision for engine in self.engines.values()})),
             "members": {name: str(engine.precision) for name, engine in self.engines.items()},
+            **({"how": how} if how else {}),
         }
 
     @property
@@ -88,8 +86,9 @@ def load_bundle(
     directory: Path,
     *,
     home: Path,
-    backend: str = "auto",
-    precision: str = "auto",
+    backend: str = AUTO,
+    precision: str = AUTO,
+    build: str = AUTO,
     threads: int | None = None,
     thresholds: ParityThresholds | None = None,
 ) -> LoadedBundle:
@@ -100,12 +99,16 @@ def load_bundle(
     directory
         The bundle; every file is compared with the manifest's SHA-256.
     home
-        ``CARINA_HOME``; compiled engines are kept in ``home/engines``.
+        ``CARINA_HOME``; compiled engines are kept in ``home/engines``, the site's own films
+        in ``home/parity-set``.
     backend
-        A name of :data:`worker.inference.engines.backends.BACKENDS`, or ``auto``.
+        A name of :data:`worker.inference.engines.backends.BACKENDS`, or ``auto``: the best that
+        gives every member an engine that passes the gate. All members get the same.
     precision
         ``auto`` takes the fastest the device has and the parity gate allows; a name starts
         there and goes on to the slower ones.
+    build
+        ``auto`` builds what the cache lacks, ``never`` refuses it.
     threads
         Threads of one inference; None leaves it to the backend.
 
@@ -113,141 +116,70 @@ def load_bundle(
     ------
     BundleError
         The bundle is damaged, its networks do not fit its manifest, this machine has no
-        backend, or no precision passes the parity gate.
+        backend, no precision passes the parity gate, or an engine is not built and must not be.
     """
+    wanted, may_build = _wanted_precision(precision), _may_build(build)
     manifest = read_manifest(directory)
     _check_member_names(manifest)
+    bundle_sha256 = sha256_of(directory / MANIFEST_NAME)
+    notes = Notes(manifest.key)
+    refusals = []
     try:
-        opened = open_backend(backend)
+        names = backends_to_try(backend)
     except EngineBuildError as error:
         raise BundleError(f"Bundle {manifest.key} cannot be loaded. {error}") from error
-    loader = _Loader(
-        manifest=manifest,
-        directory=directory,
-        bundle_sha256=sha256_of(directory / MANIFEST_NAME),
-        home=home,
-        backend=opened,
-        threads=threads,
-        thresholds=thresholds or ParityThresholds(),
-    )
-    candidates = loader.candidates(precision)
+    for name in names:
+        try:
+            opened = open_backend(name, folder=home / ENGINES)
+            maker = EngineMaker(
+                manifest=manifest,
+                directory=directory,
+                bundle_sha256=bundle_sha256,
+                home=home,
+                backend=opened,
+                threads=threads,
+                thresholds=thresholds or ParityThresholds(),
+                may_build=may_build,
+                notes=notes,
+            )
+            engines = _engines(maker, wanted)
+        except (EngineBuildError, NoEngineError) as error:
+            refusals.append(str(error).rstrip("."))
+            if name != names[-1]:
+                notes.warn(f"{name} is not used, trying {names[len(refusals)]}: {refusals[-1]}")
+            continue
+        notes.tell(f"uses {opened.name} {opened.version} on {opened.device}")
+        return LoadedBundle(manifest, directory, bundle_sha256, engines, tuple(notes), maker.parity)
+    advice = "carina doctor" if may_build else f"carina engine build --bundle {manifest.key}, on such a machine"
+    raise BundleError(f"Bundle {manifest.key} cannot be loaded: {'; '.join(refusals)}. Run: {advice}")
+
+
+def _engines(maker: EngineMaker, wanted: Precision | None) -> dict[str, Engine]:
+    """Member name → engine; none is left open when one fails."""
+    precisions = maker.precisions(wanted)
     engines: dict[str, Engine] = {}
     try:
-        for member in manifest.members:
-            engines[member.name] = loader.engine_for(member, candidates)
-        _check_grids(manifest, engines)
+        for member in maker.manifest.members:
+            engines[member.name] = maker.engine_for(member, precisions)
+        _check_grids(maker.manifest, engines)
     except BaseException:
         for engine in engines.values():
             engine.close()
         raise
-    return LoadedBundle(manifest, directory, loader.bundle_sha256, engines, tuple(loader.notes), loader.parity)
+    return engines
 
 
-@dataclass
-class _Loader:
-    """Makes one bundle's engines and collects what to tell about it."""
+def _wanted_precision(name: str) -> Precision | None:
+    try:
+        return None if name == AUTO else Precision(name)
+    except ValueError:
+        raise BundleError(f"There is no precision {name!r}: choose auto, {', '.join(Precision)}.") from None
 
-    manifest: Manifest
-    directory: Path
-    bundle_sha256: str
-    home: Path
-    backend: Backend
-    threads: int | None
-    thresholds: ParityThresholds
-    notes: list[str] = field(default_factory=list)
-    parity: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def candidates(self, wanted: str) -> tuple[Precision, ...]:
-        """The precisions to try, in order."""
-        supported = self.backend.supported_precisions()
-        if wanted == "auto":
-            return supported
-        try:
-            precision = Precision(wanted)
-        except ValueError:
-            raise BundleError(f"There is no precision {wanted!r}: choose auto, {', '.join(Precision)}.") from None
-        if precision in supported:
-            return supported[supported.index(precision) :]
-        self._warn(f"{precision} is not available with {self.backend.name} on {self.backend.device}, trying the others")
-        return supported
-
-    def engine_for(self, member: Member, candidates: tuple[Precision, ...]) -> Engine:
-        """The first candidate that is cached as good, or that builds and passes the gate."""
-        refusals = []
-        for precision in candidates:
-            try:
-                return self._cached(member, precision) or self._built(member, precision)
-            except EngineBuildError as error:
-                refusals.append(f"{precision} refused: {str(error).rstrip('.')}")
-                self._warn(f"{member.name}: {refusals[-1]}")
-        raise BundleError(
-            f"Bundle {self.manifest.key}: no engine for {member.name} on this machine. {'. '.join(refusals)}. "
-            "Run: carina doctor"
-        )
-
-    def _cached(self, member: Member, precision: Precision) -> Engine | None:
-        record = read_engine(self.home, self._key(member, precision))
-        if record is None:
-            return None
-        if not record.passed or record.compiled is None:
-            raise EngineBuildError(f"{'; '.join(record.parity['sentences'])} (tested {record.built_at})")
-        try:
-            engine = self.backend.load(record.compiled, precision, threads=self.threads)
-            engine.warm_up()
-        except (EngineBuildError, EngineError) as error:
-            self._warn(f"{member.name}: the cached {precision} engine does not load, building again: {error}")
-            return None
-        self.parity[member.name] = record.parity
-        self._tell(f"{member.name}: {precision} from the cache, parity passed {record.built_at}")
-        return engine
-
-    def _built(self, member: Member, precision: Precision) -> Engine:
-        engine = self.backend.compile(self.directory / member.onnx, precision, threads=self.threads)
-        try:
-            _check_outputs(self.manifest, member, engine)
-            report = check_parity(engine, member, self.manifest, self.directory, self.thresholds)
-            if not report.engine_failure:
-                self._keep(member, precision, engine, report.passed, report.to_json())
-            if not report.passed:
-                raise EngineBuildError("; ".join(report.sentences))
-        except BaseException:
-            engine.close()
-            raise
-        self.parity[member.name] = report.to_json()
-        self._tell(f"{member.name}: {precision} built, parity passed on {report.films} films")
-        return engine
-
-    def _keep(self, member: Member, precision: Precision, engine: Engine, passed: bool, parity: dict[str, Any]) -> None:
-        try:
-            write_engine(
-                self.home, self._key(member, precision), spec=engine.spec.to_json(), parity=parity,
-                compiled=engine.export() if passed else None,
-            )  # fmt: skip
-        except OSError as error:
-            self._warn(
-                f"{member.name}: the engine cache cannot be written ({error.strerror}), the next start builds again"
-            )
-
-    def _key(self, member: Member, precision: Precision) -> EngineKey:
-        return EngineKey(
-            bundle_sha256=self.bundle_sha256,
-            member=member.name,
-            onnx_sha256=self.manifest.files[member.onnx],
-            backend=self.backend.name,
-            backend_version=self.backend.version,
-            device=self.backend.device,
-            capabilities=self.backend.capabilities,
-            precision=precision,
-            gate=self.thresholds.to_json(),
-        )
-
-    def _tell(self, note: str) -> None:
-        self.notes.append(note)
-        log.info("bundle %s: %s", self.manifest.key, note)
-
-    def _warn(self, note: str) -> None:
-        self.notes.append(note)
-        log.warning("bundle %s: %s", self.manifest.key, note)
+def _may_build(build: str) -> bool:
+    if build not in (AUTO, NEVER):
+        raise BundleError(f"CARINA_ENGINE_BUILD is {build!r}: choose {AUTO} or {NEVER}.")
+    return build == AUTO
 
 
 def _check_member_names(manifest: Manifest) -> None:
@@ -257,22 +189,6 @@ def _check_member_names(manifest: Manifest) -> None:
         raise BundleError(
             f"Bundle {manifest.key}: member names must be distinct and made of letters, digits, '.', '_' and '-': "
             f"{', '.join(map(repr, bad))}."
-        )
-
-
-def _check_outputs(manifest: Manifest, member: Member, engine: Engine) -> None:
-    classes = len(manifest.regions) if member.task == "segmentation" else len(manifest.findings)
-    problems = []
-    if engine.spec.inputs[0].shape != (None, member.channels, member.height, member.width):
-        problems.append(f"takes {engine.spec.inputs[0]}")
-    for name, dimensions in _OUTPUTS[member.task]:
-        output = engine.spec.output(name)
-        if output is None or len(output.shape) != dimensions or output.shape[:2] != (None, classes):
-            problems.append(f"has {output}" if output else f"has no output {name}")
-    if problems:
-        raise BundleError(
-            f"Bundle {manifest.key}: {member.onnx} does not fit the manifest, which says {classes} classes from "
-            f"(batch, {member.channels}, {member.height}, {member.width}): it {', '.join(problems)}."
         )
 
 

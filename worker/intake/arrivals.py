@@ -29,6 +29,7 @@ from schema.types import database_now
 from worker.errors import FilmError
 from worker.film.prepared import FilmFacts, Geometry
 from worker.intake.lookups import OPEN, PROCESS
+from worker.queue.leases import SHADOW, UNBOUND
 from worker.queue.outcomes import ClaimedJob, Content
 
 _LOWEST_PRIORITY = max(PRIORITY.values())
@@ -267,15 +268,13 @@ def _set_arrival(
 
 def _close_jobs(connection: Connection, instance_id: int) -> None:
     """Cancel what is open or failed and unpublish all: it was about another file."""
-    unfinished = PROCESS & (OPEN | (job.c.state == JobState.FAILED.value))
+    unfinished = (PROCESS | SHADOW) & (OPEN | (job.c.state == JobState.FAILED.value))
     connection.execute(
         update(job)
         .where(job.c.instance_id == instance_id, unfinished)
         .values(
             state=JobState.CANCELLED.value,
-            lease_id=None,
-            bundle_id=None,
-            revision=None,
+            **UNBOUND,
             finished_at=database_now(),
             detail="another file took the film's place",
         )

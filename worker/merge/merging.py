@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from schema.database import Database
@@ -183,8 +183,14 @@ def _adopt_champion(connection: Connection, reader: ShardReader, known: dict[str
 
 
 def _merge_submissions(connection: Connection, reader: ShardReader) -> dict[int, int]:
-    """The shard's submission ids → the target's. The audit trail remembers which became which."""
+    """The shard's submission ids → the target's. The audit trail remembers which became which.
+
+    A shard without any file brings none: it could not be recognised when it comes again.
+    """
     mark = reader.fingerprint()
+    if mark is None:
+        return {}
+    _wait_for_others(connection, mark)
     rows = reader.rows(submission)
     before = _merged_before(connection, [_subject(mark, row) for row in rows])
     numbers = {}
@@ -203,6 +209,12 @@ def _merge_submissions(connection: Connection, reader: ShardReader) -> dict[int,
             connection.execute(update(submission).where(submission.c.id == number).values(**values))
         numbers[row["id"]] = number
     return numbers
+
+
+def _wait_for_others(connection: Connection, mark: str) -> None:
+    """Let nobody else merge the submissions of this shard until the transaction ends; on SQLite nobody does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(int(mark[:15], 16))))
 
 
 def _subject(mark: str, row: Row) -> str:

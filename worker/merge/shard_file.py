@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Select, Table, func, select
+from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, head_revision
 from schema.keys import uid_key
@@ -84,29 +85,36 @@ class ShardFilm:
 class ShardReader:
     """Reads an open shard database, of this version and under this site key."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
+        self._name = name
 
-    def fingerprint(self) -> str:
-        """What tells this database from any other, as long as it grows: 32 hex digits."""
-        first = self._connection.scalar(select(submission.c.created_at).order_by(submission.c.id).limit(1))
-        # A film is in one shard only, and two may well begin in the same millisecond.
-        film = self._connection.scalar(select(instance.c.key).order_by(instance.c.id).limit(1))
-        return hashlib.sha256(f"{first}\0{film}".encode()).hexdigest()[:32]
+    def fingerprint(self) -> str | None:
+        """What tells this database from any other, as long as it grows: 32 hex digits; None before its first file."""
+        # Two shards may well begin in the same millisecond, but hardly with the same file.
+        files = (
+            select(arrival.c.arrived_at, identity.c.location_hash)
+            .outerjoin(identity, identity.c.arrival_id == arrival.c.id)
+            .order_by(arrival.c.id)
+        )
+        submissions = select(submission.c.created_at).order_by(submission.c.id)
+        first = [*self._rows(files.limit(1)), *self._rows(submissions.limit(1))]
+        if len(first) < 2:
+            return None
+        told = "\0".join(str(value) for row in first for value in row.values())
+        return hashlib.sha256(told.encode()).hexdigest()[:32]
 
     def rows(self, table: Table, *conditions: ColumnElement[bool]) -> list[Row]:
         """All rows of a small table."""
-        return _rows(self._connection, select(table).where(*conditions).order_by(*table.primary_key.columns))
+        return self._rows(select(table).where(*conditions).order_by(*table.primary_key.columns))
 
     def count(self) -> int:
         """Films, and files that are none: what :meth:`films` and :meth:`other_files` yield."""
-        films = self._connection.scalar(select(func.count()).select_from(instance)) or 0
-        others = select(func.count()).select_from(arrival).where(arrival.c.instance_id.is_(None))
-        return films + (self._connection.scalar(others) or 0)
+        return self._count(instance) + self._count(arrival, arrival.c.instance_id.is_(None))
 
     def count_open(self) -> int:
         """Films that are not through."""
-        return self._connection.scalar(select(func.count()).select_from(job).where(PROCESS, OPEN)) or 0
+        return self._count(job, PROCESS, OPEN)
 
     def films(self, chunk: int) -> Iterator[list[ShardFilm]]:
         """All films in chunks; those that are no alias come first."""
@@ -126,7 +134,7 @@ class ShardReader:
     def _chunks(self, table: Table, which: ColumnElement[bool], chunk: int) -> Iterator[list[Row]]:
         last = 0
         query = select(table).where(which).order_by(table.c.id).limit(chunk)
-        while rows := _rows(self._connection, query.where(table.c.id > last)):
+        while rows := self._rows(query.where(table.c.id > last)):
             yield rows
             last = rows[-1]["id"]
 
@@ -141,7 +149,7 @@ class ShardReader:
         for row in self._where_in(job, job.c.instance_id, films):
             if row["kind"] == JobKind.PROCESS:
                 films[row["instance_id"]].jobs.append(row)
-            elif row["arrival_id"] in verified:
+            elif row["kind"] == JobKind.VERIFY and row["arrival_id"] in verified:
                 verified[row["arrival_id"]].verification = row
         return list(films.values())
 
@@ -162,8 +170,16 @@ class ShardReader:
         found: list[Row] = []
         for piece in slices(values, SLICE):
             query = select(table).where(column.in_(piece)).order_by(*table.primary_key.columns)
-            found += _rows(self._connection, query)
+            found += self._rows(query)
         return found
+
+    def _count(self, table: Table, *conditions: ColumnElement[bool]) -> int:
+        (row,) = self._rows(select(func.count().label("rows")).select_from(table).where(*conditions))
+        return int(row["rows"])
+
+    def _rows(self, query: Select[Any]) -> list[Row]:
+        with damage_told(self._name):
+            return [dict(row) for row in self._connection.execute(query).mappings()]
 
 
 @contextmanager
@@ -173,26 +189,41 @@ def open_shard(file: Path, site_key: bytes) -> Iterator[ShardReader]:
     Raises
     ------
     CarinaError
-        It is missing, no database, of another version, or was written under another site key.
+        It is missing, damaged, no database, of another version, or was written under another site key.
     """
     _require_sqlite(file)
     database = Database(URL.create("sqlite", database=str(file.absolute())))
     try:
-        found, wanted = database.version(), head_revision()
+        with damage_told(file.name):
+            found, wanted = database.version(), head_revision()
         if found != wanted:
             raise CarinaError(
                 f"{file.name} is of version {found or 'none'}, this program needs {wanted}. Use the program that "
                 f"wrote it, or bring it up to date: CARINA_DATABASE_URL=sqlite:///{file.absolute()} carina db upgrade"
             )
         with database.read() as connection:
-            if not under_key(connection, site_key):
+            with damage_told(file.name):
+                same_key = under_key(connection, site_key)
+            if not same_key:
                 raise CarinaError(
                     f"{file.name} was written under another site key, so its films cannot be recognised here. "
                     "Merge with the file site.key of the home folder that the shards ran with."
                 )
-            yield ShardReader(connection)
+            yield ShardReader(connection, file.name)
     finally:
         database.close()
+
+
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Say which file cannot be read: not the database that it is merged into."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise CarinaError(
+            f"The shard database {name} cannot be read: {error.orig}. Copy it again from where it was made, "
+            "or run that shard again."
+        ) from None
 
 
 def under_key(connection: Connection, site_key: bytes, limit: int | None = None) -> bool:
@@ -225,7 +256,3 @@ def _require_sqlite(file: Path) -> None:
         raise CarinaError(f"The shard database {file.name} cannot be read: {error.strerror}.") from None
     if start != _SQLITE_START:
         raise CarinaError(f"{file.name} is not an SQLite database: name the files that carina run --shard made.")
-
-
-def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
-    return [dict(row) for row in connection.execute(query).mappings()]

@@ -59,6 +59,9 @@ class Target:
     """The films of the target that a chunk is about, and the files it knows."""
 
     def __init__(self, connection: Connection, films: Collection[ShardFilm]) -> None:
+        # First, as others write meanwhile: a film that comes with its file after this look collides,
+        # and is decided anew. The other way round it would seem to be another film's file.
+        self.arrivals = known_files(connection, [file for film in films for file in film.arrivals])
         keys = {film.row["key"] for film in films}
         contents = {film.row["content_hash"] for film in films} - {None}
         ids = set()
@@ -78,7 +81,6 @@ class Target:
             film.content_hash: film for film in self._by_id.values() if film.content_hash and film.alias_of is None
         }
         self._add_jobs(connection, [dict(row._mapping) for row in jobs])
-        self.arrivals = known_files(connection, [file for film in films for file in film.arrivals])
 
     def film(self, key: str) -> TargetFilm | None:
         """The film with this key."""

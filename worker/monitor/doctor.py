@@ -35,6 +35,7 @@ from worker.monitor.information import information
 from worker.monitor.machine import Machine, opened
 from worker.monitor.status import duration, films, free_bytes
 from worker.queue.invariants import check_invariants
+from worker.queue.roots import films_left, missing_roots
 from worker.settings import Settings, site_key
 
 __all__ = ["CHECKS", "Check", "Finding", "examine", "information"]
@@ -298,9 +299,17 @@ def _roots(machine: Machine) -> Finding:
         folders = machine.settings.root_folders
     except CarinaError as error:
         return Finding("fail", str(error), "Mend CARINA_ROOTS.")
-    closed = [name for name, folder in folders.items() if not os.access(folder, os.R_OK | os.X_OK)]
-    if closed:
-        return Finding("warn", f"cannot be read: {', '.join(closed)}", "Mount the folder, or mend CARINA_ROOTS.")
+    lacking = [f"{name}: {reason}" for name, reason in missing_roots(folders).items()]
+    if machine.ready:
+        with machine.database.read() as connection:
+            left = films_left(connection, folders)
+        lacking += [f"{name}: {reason}" for name, (_, reason) in left.items() if name not in folders]
+        waiting = sum(count for count, _ in left.values())
+        if waiting:
+            lacking.append(f"{films(waiting)} waiting there")
+    if lacking:
+        advice = "Mount the folder, or mend CARINA_ROOTS. Until then workers here leave those films to other machines."
+        return Finding("warn", "; ".join(lacking), advice)
     return Finding("ok", ", ".join(f"{name}={folder}" for name, folder in folders.items()))
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from schema import queries
 from schema.database import Database
 from worker import __version__
+from worker.queue.roots import films_left
 from worker.settings import Settings
 
 #: A worker that gave no sign of life for so many leases is taken for gone.
@@ -29,7 +30,8 @@ def snapshot(database: Database, settings: Settings) -> dict[str, Any]:
     Keys: ``version``, ``database`` (kind and schema version), ``films`` (job state → count),
     ``files`` (arrival state → count), ``lanes`` (open work), ``oldest_ready_seconds``,
     ``throughput``, ``seconds_left`` (None when nothing moves), ``workers``, ``bundles``
-    (alias → ``name:version``), ``disk``.
+    (alias → ``name:version``), ``missing_roots`` (roots that films wait under and this machine
+    lacks: films and reason), ``disk``.
     """
     revision = database.version()
     with database.read() as connection:
@@ -39,6 +41,7 @@ def snapshot(database: Database, settings: Settings) -> dict[str, Any]:
         throughput = queries.throughput(connection)
         workers = queries.workers_seen(connection)
         bundles = queries.bundle_aliases(connection)
+        left = films_left(connection, settings.root_folders)
     waiting = [lane.oldest_ready_seconds for lane in lanes.values() if lane.oldest_ready_seconds is not None]
     still_open = sum(lane.ready + lane.leased + lane.delayed for lane in lanes.values())
     per_hour = throughput.films_per_hour
@@ -56,6 +59,7 @@ def snapshot(database: Database, settings: Settings) -> dict[str, Any]:
             for worker in workers
         ],
         "bundles": bundles,
+        "missing_roots": {root: {"films": count, "reason": reason} for root, (count, reason) in left.items()},
         "disk": {"free_bytes": free_bytes(settings.home), "reserve_bytes": settings.disk_reserve},
     }
 
@@ -84,6 +88,11 @@ def warnings(snapshot: dict[str, Any]) -> list[str]:
     ready = sum(lane["ready"] for lane in snapshot["lanes"].values())
     if ready and not any(worker["alive"] for worker in snapshot["workers"]):
         found.append(f"{films(ready)} waiting and no worker running. Start one: carina worker")
+    for root, lacking in snapshot["missing_roots"].items():
+        found.append(
+            f"{films(lacking['films'])} waiting under the root {root}, which this machine lacks: "
+            f"{lacking['reason']}. Workers here leave them to machines that have it."
+        )
     disk = snapshot["disk"]
     if disk["free_bytes"] < disk["reserve_bytes"]:
         found.append(f"Work pauses: less than {_gib(disk['reserve_bytes'])} free. Make room; it goes on by itself.")

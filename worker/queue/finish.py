@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import logging
 import signal
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Insert, Select, Update, bindparam, func, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
-from schema.database import Database, is_busy
+from schema.database import Database
 from schema.tables import JobKind, JobState, attempt, job
 from schema.tables import lease as lease_table
 from schema.types import database_now, seconds_since
@@ -36,6 +34,7 @@ from worker.errors import FilmError, Kind
 from worker.intake.arrivals import Settlement, reject, settle
 from worker.queue.leases import UNBOUND, UNCOUNTED, drop_if_empty
 from worker.queue.outcomes import Claim, ClaimedJob, Content, Outcome
+from worker.queue.refusals import is_general, raise_unless_the_films, reason
 from worker.queue.settling import settle_firsts
 from worker.results.result import FilmResult
 from worker.results.write import write_results
@@ -94,13 +93,15 @@ def finish(database: Database, claim: Claim, outcomes: Sequence[Outcome], *, set
     Raises
     ------
     sqlalchemy.exc.DBAPIError
-        The database is busy, full or away. Nothing is known to be written: call again.
+        The database is busy, full or away, and nothing is known to be written: call again. Or it
+        refuses the statements as such.
+    schema.database.DatabaseVersionError
+        The database was upgraded meanwhile and takes no results of this version.
     """
     try:
         return _finish(database, claim, outcomes, settings, one_by_one=False)
     except Exception as error:
-        if _is_outage(error):
-            raise
+        raise_unless_the_films(database, error)
     return _finish(database, claim, outcomes, settings, one_by_one=True)
 
 
@@ -155,7 +156,9 @@ def _judge(
 ) -> _Verdict:
     item = outcome.job
     if outcome.result is not None:
-        return _judge_result(connection, item, outcome.result, settled.get(item.id))
+        # What its film is, and whether it repeats another one, was settled when it was read in earnest.
+        known = Settlement.PROCEED if item.kind is JobKind.SHADOW else settled.get(item.id)
+        return _judge_result(connection, item, outcome.result, known)
     if outcome.content is not None:
         return _judge_content(connection, item, outcome.content, settings)
     if outcome.error is not None:
@@ -266,10 +269,10 @@ def _judge_guarded(connection: Connection, outcome: Outcome, claim: Claim, setti
             _write_results(connection, [verdict])
             return verdict
     except Exception as error:
-        if _is_outage(error):
+        if is_general(error):
             raise
-        log.error("job %d: the database refused its result: %s", outcome.job.id, _reason(error))
-        return _ended(outcome.job, JobState.FAILED, FilmError("RESULT_REJECTED", _reason(error)))
+        log.error("job %d: the database refused its result: %s", outcome.job.id, reason(error))
+        return _ended(outcome.job, JobState.FAILED, FilmError("RESULT_REJECTED", reason(error)))
 
 
 def _write_results(connection: Connection, verdicts: Iterable[_Verdict]) -> None:
@@ -383,17 +386,3 @@ def _written_before(connection: Connection, claim: Claim, lost: Sequence[int]) -
         return set()
     mine = select(job.c.id).where(job.c.id.in_(lost), job.c.finished_lease == claim.lease_id)
     return set(connection.scalars(mine))
-
-
-def _is_outage(error: Exception) -> bool:
-    return isinstance(error, DBAPIError) and is_busy(error)
-
-
-def _reason(error: Exception) -> str:
-    """What was refused, in words that hold names of ours only: a driver's message may quote the values."""
-    original = getattr(error, "orig", None) or error
-    kind = type(original).__name__
-    constraint = getattr(getattr(original, "diag", None), "constraint_name", None)
-    if constraint:
-        return f"{kind}: {constraint}"
-    return f"{kind}: {original}" if isinstance(original, sqlite3.IntegrityError) else kind

@@ -16,10 +16,10 @@ from schema.types import database_now
 INVARIANTS: dict[str, str] = {
     "jobs done without a result": """
         SELECT count(*) FROM job LEFT JOIN segmentation ON segmentation.job_id = job.id
-        WHERE job.state = 'done' AND job.kind = 'process' AND segmentation.job_id IS NULL""",
+        WHERE job.state = 'done' AND job.kind <> 'verify' AND segmentation.job_id IS NULL""",
     "results whose job is not done": """
         SELECT count(*) FROM segmentation JOIN job ON job.id = segmentation.job_id
-        WHERE job.state <> 'done' OR job.kind <> 'process'""",
+        WHERE job.state <> 'done' OR job.kind = 'verify'""",
     "measurements without a result": """
         SELECT count(*) FROM region_measurement AS part
         WHERE NOT EXISTS (SELECT 1 FROM segmentation WHERE segmentation.job_id = part.job_id)""",
@@ -37,7 +37,7 @@ INVARIANTS: dict[str, str] = {
         WHERE job.state = 'leased' AND lease.id IS NULL""",
     "leased jobs without a bundle": """
         SELECT count(*) FROM job
-        WHERE state = 'leased' AND kind = 'process' AND (bundle_id IS NULL OR revision IS NULL)""",
+        WHERE state = 'leased' AND kind <> 'verify' AND (bundle_id IS NULL OR revision IS NULL)""",
     "films without any job": """
         SELECT count(*) FROM instance
         WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.instance_id = instance.id AND job.kind = 'process')""",
@@ -50,7 +50,12 @@ INVARIANTS: dict[str, str] = {
             SELECT 1 FROM job WHERE job.arrival_id = arrival.id AND job.kind = 'verify'
             AND job.state NOT IN ('done', 'cancelled', 'ineligible'))""",
     "jobs that wait with a bundle": """
-        SELECT count(*) FROM job WHERE state IN ('ready', 'delayed', 'cancelled') AND bundle_id IS NOT NULL""",
+        SELECT count(*) FROM job
+        WHERE state IN ('ready', 'delayed', 'cancelled') AND kind <> 'shadow' AND bundle_id IS NOT NULL""",
+    "shadow jobs of the bundle in service": """
+        SELECT count(*) FROM job JOIN bundle_alias ON bundle_alias.bundle_id = job.bundle_id
+        WHERE bundle_alias.alias = 'champion'
+            AND job.kind = 'shadow' AND job.state IN ('ready', 'delayed', 'leased')""",
     "finished jobs without an end": """
         SELECT count(*) FROM job
         WHERE state IN ('done', 'ineligible', 'failed') AND attempts > 0 AND finished_at IS NULL""",

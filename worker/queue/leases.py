@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, literal_column, null, select, update
 
 from schema.database import Database
-from schema.tables import JobState, attempt, job, lease, worker
+from schema.tables import SHADOW_PRIORITY, JobState, attempt, job, lease, worker
 from schema.types import database_now
 
 
@@ -26,8 +26,17 @@ def in_state(state: JobState) -> ColumnElement[bool]:
     return job.c.state == literal_column(f"'{state.value}'")
 
 
-#: What every job loses that nobody holds any more.
-UNBOUND: dict[str, Any] = {"lease_id": None, "bundle_id": None, "revision": None}
+#: A job with a bundle on trial. Nothing else waits for a certain bundle, or at this priority.
+SHADOW: ColumnElement[bool] = job.c.kind == literal_column("'shadow'")
+#: Every other job, in words that the index of ready jobs serves.
+NO_SHADOW: ColumnElement[bool] = job.c.priority < literal_column(str(SHADOW_PRIORITY))
+
+#: What every job loses that nobody holds any more; a shadow job stays its bundle's.
+UNBOUND: dict[str, Any] = {
+    "lease_id": None,
+    "bundle_id": case((SHADOW, job.c.bundle_id), else_=null()),
+    "revision": None,
+}
 
 #: An attempt that was cut short through no fault of the film does not count.
 UNCOUNTED = case((job.c.attempts > 0, job.c.attempts - 1), else_=0)

@@ -11,37 +11,45 @@ By priority, then by age, with two exceptions so that nobody waits for ever:
 - one claim in twenty looks at the archive first, however many urgent films come in;
 - one claim in four looks at the suspects first: films whose last holder died. A suspect is
   always claimed alone, and otherwise only when nothing else is ready.
+
+Shadow jobs, for a bundle on trial, wait for no worker but one that has this bundle, and are
+claimed only when nothing else is ready at all.
 """
 
 from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Update,
+    Select,
     bindparam,
-    case,
     exists,
-    func,
     insert,
     literal_column,
-    null,
     select,
-    true,
     update,
 )
 
 from schema.database import Database
-from schema.tables import PRIORITY, JobKind, JobState, Lane, arrival, attempt, audit_event, identity, instance, job
+from schema.tables import (
+    JobKind,
+    JobState,
+    attempt,
+    audit_event,
+    identity,
+    instance,
+    job,
+)
 from schema.tables import lease as lease_table
-from schema.types import database_now, seconds_since
-from worker.queue.leases import UNBOUND, UNCOUNTED, drop_if_empty, in_state
+from schema.types import database_now
+from worker.queue.claim_statements import ELSEWHERE, EVERYWHERE, FILE_OF_JOB
+from worker.queue.leases import SHADOW, UNBOUND, UNCOUNTED, drop_if_empty, in_state
 from worker.queue.outcomes import Claim, ClaimedJob, SourceReference
 from worker.queue.workers import WorkerIdentity, deregister_worker, register_worker
 
@@ -72,12 +80,15 @@ def claim(
     lease_seconds: float,
     lease_id: str | None = None,
     suspects: bool = True,
+    shadow: bool = False,
+    missing_roots: Collection[str] = (),
     draw: Callable[[], float] = random.random,
 ) -> Claim | None:
     """Lease up to ``limit`` ready jobs, bound to a bundle and revision; None if nothing is ready.
 
     A film that already has a job for the same bundle, revision and generation is not read
     again: its open job is cancelled on the way, so that it does not stay in front of the queue.
+    If another bundle is in service by now, it is left to whoever has that one.
 
     Parameters
     ----------
@@ -85,22 +96,32 @@ def claim(
         The lease to make; a caller who names it can release it after a lost COMMIT.
     suspects
         Whether a suspect may be claimed: a caller that is busy with one says no.
+    shadow
+        Claim shadow jobs of the bundle, and those only, if nothing else is ready.
+    missing_roots
+        Roots whose films are passed over: the caller's machine lacks them. That takes time for
+        each ready film that is passed over.
     draw
         Returns a number in [0, 1) that decides whose turn it is.
     """
     lease_id = lease_id or str(uuid.uuid4())
+    within, roots = (ELSEWHERE, {"roots": sorted(missing_roots)}) if missing_roots else (EVERYWHERE, {})
+    question, about = within.only_shadows if shadow else within.anything, {"bundle": bundle_id, **roots}
+    # To pass over many films must not hold up those who write.
+    if missing_roots and not _answer(database, question, about):
+        return None
     with database.write() as connection:
         # An idle worker asks every few seconds: finding nothing must not cost a disk flush.
-        if not connection.scalar(_ANYTHING):
+        if not missing_roots and not connection.scalar(question, about):
             return None
         connection.execute(
             insert(lease_table).values(
                 id=lease_id, worker_id=worker.id, boot_id=worker.boot_id, expires_at=database_now(lease_seconds)
             )
         )
-        for candidates, count in _turns(draw(), limit, suspects):
-            parameters = {"lease": lease_id, "bundle": bundle_id, "revision": revision, "count": count}
-            while taken := connection.execute(_CLAIM[candidates], parameters).all():
+        for candidates, count in _shadow_turns(limit, suspects) if shadow else _turns(draw(), limit, suspects):
+            parameters = {"lease": lease_id, "bundle": bundle_id, "revision": revision, "count": count, **roots}
+            while taken := connection.execute(within.claims[candidates], parameters).all():
                 if any(row.state == JobState.LEASED for row in taken):
                     found = load_claim(connection, lease_id)
                     if found is not None:
@@ -130,15 +151,13 @@ def load_claim(connection: Connection, lease_id: str) -> Claim | None:
 
 
 def release(database: Database, lease_id: str, jobs: Sequence[ClaimedJob] | None = None) -> int:
-    """Give jobs back that were not started (default: all under the lease); the attempt does not count."""
+    """Give jobs back that were not started (default: all under the lease), as if they had not been claimed."""
     conditions: list[ColumnElement[bool]] = [job.c.lease_id == lease_id]
     if jobs is not None:
         conditions.append(job.c.id.in_([item.id for item in jobs]))
     with database.write() as connection:
         released = connection.execute(
-            update(job)
-            .where(*conditions)
-            .values(state=JobState.READY.value, **UNBOUND, attempts=UNCOUNTED, available_at=database_now())
+            update(job).where(*conditions).values(state=JobState.READY.value, **UNBOUND, attempts=UNCOUNTED)
         ).rowcount
         drop_if_empty(connection, lease_id)
     return released
@@ -149,7 +168,8 @@ def retry(
 ) -> int:
     """Make failed jobs ready again, all or those with certain codes or job ids; audited.
 
-    A film that is being worked on anyway, or whose content has changed since, is left alone.
+    A film that is being worked on anyway, or whose content has changed since, is left alone;
+    so are shadow jobs.
 
     Returns
     -------
@@ -164,7 +184,7 @@ def retry(
         | ((other.c.state == literal_column("'failed'")) & (other.c.id > job.c.id)),
     )
     current = exists().where(instance.c.id == job.c.instance_id, instance.c.generation == job.c.generation)
-    conditions: list[ColumnElement[bool]] = [in_state(JobState.FAILED)]
+    conditions: list[ColumnElement[bool]] = [in_state(JobState.FAILED), ~SHADOW]
     conditions.append((job.c.kind == JobKind.VERIFY.value) | (~newer_or_open & current))
     if codes is not None:
         conditions.append(job.c.code.in_(codes))
@@ -220,67 +240,11 @@ def _turns(drawn: float, limit: int, suspects: bool) -> list[tuple[str, int]]:
     return [fresh, alone]
 
 
-def _claim_statement(*conditions: ColumnElement[bool]) -> Update:
-    """Choose and lease in one statement.
-
-    The choice is a materialised CTE: as a subquery the planner may run it again and lease
-    more than asked for. SQLite leaves FOR UPDATE out; its write lock is taken already.
-    """
-    earlier = job.alias("earlier")
-    redundant = exists().where(
-        job.c.kind == literal_column("'process'"),
-        earlier.c.kind == literal_column("'process'"),
-        earlier.c.instance_id == job.c.instance_id,
-        earlier.c.bundle_id == bindparam("bundle"),
-        earlier.c.revision == bindparam("revision"),
-        earlier.c.generation == job.c.generation,
-    )
-    chosen = (
-        select(job.c.id, redundant.correlate(job).label("redundant"))
-        .where(in_state(JobState.READY), *conditions)
-        .order_by(job.c.priority, job.c.id)
-        .limit(bindparam("count"))
-        .with_for_update(skip_locked=True, of=job)
-        .cte("chosen")
-        .prefix_with("MATERIALIZED")
-    )
-    binds = (chosen.c.redundant.is_(False)) & (job.c.kind == JobKind.PROCESS.value)
-
-    def unless_redundant(value: Any, otherwise: Any) -> Any:
-        return case((chosen.c.redundant, otherwise), else_=value)
-
-    return (
-        update(job)
-        .where(job.c.id == chosen.c.id)
-        .values(
-            state=unless_redundant(literal_column("'leased'"), literal_column("'cancelled'")),
-            lease_id=unless_redundant(bindparam("lease"), null()),
-            bundle_id=case((binds, bindparam("bundle")), else_=null()),
-            revision=case((binds, bindparam("revision")), else_=null()),
-            attempts=unless_redundant(job.c.attempts + 1, job.c.attempts),
-            started_at=unless_redundant(database_now(), job.c.started_at),
-            wait_seconds=seconds_since(func.coalesce(job.c.available_at, job.c.created_at)),
-            finished_at=unless_redundant(null(), database_now()),
-            detail=unless_redundant(job.c.detail, literal_column("'already read with this bundle'")),
-        )
-        .returning(job.c.id, job.c.state)
-    )
+def _shadow_turns(limit: int, suspects: bool) -> list[tuple[str, int]]:
+    fresh, alone = ("shadow", limit), ("shadow suspect", 1)
+    return [fresh, alone] if suspects else [fresh]
 
 
-_ANYTHING = select(exists().where(in_state(JobState.READY)))
-_FRESH = job.c.crashes == literal_column("0")
-_CLAIM: dict[str, Update] = {
-    "fresh": _claim_statement(_FRESH),
-    "archive": _claim_statement(_FRESH, job.c.priority >= literal_column(str(PRIORITY[Lane.ARCHIVE]))),
-    "suspect": _claim_statement(job.c.crashes > literal_column("0")),
-}
-
-_CURRENT = (
-    select(arrival.c.id)
-    .where(arrival.c.instance_id == job.c.instance_id, arrival.c.current == true())
-    .correlate(job)
-    .scalar_subquery()
-)
 _LOAD = (
     select(
         job.c.id,
@@ -297,10 +261,15 @@ _LOAD = (
         identity.c.size,
         identity.c.modified_ns,
     )
-    .select_from(job.outerjoin(identity, identity.c.arrival_id == func.coalesce(job.c.arrival_id, _CURRENT)))
+    .select_from(job.outerjoin(identity, identity.c.arrival_id == FILE_OF_JOB))
     .where(job.c.lease_id == bindparam("lease"))
     .order_by(job.c.priority, job.c.id)
 )
+
+
+def _answer(database: Database, question: Select[Any], parameters: dict[str, Any]) -> bool:
+    with database.read() as connection:
+        return bool(connection.scalar(question, parameters))
 
 
 def _claimed(row: Any) -> ClaimedJob:

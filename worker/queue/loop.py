@@ -1,7 +1,8 @@
 """What does a worker do all night?
 
 Claim, process, finish, in a few threads, so that one batch is read while another is
-inferred; next to them one thread that keeps the leases and one that does the duties. A
+inferred; next to them one thread that keeps the leases, one that looks whether another
+bundle is wanted, and one that does the duties. A
 ticket from a broker is a call of :meth:`WorkerLoop.run_batch` from yet another thread. The
 loop outlives a database that is away and a disk that is full. It does not outlive itself
 getting stuck: then it lets go of its films and ends, and whoever started it starts it again.
@@ -13,27 +14,29 @@ import logging
 import threading
 import time
 import traceback
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, or_, select, true
+from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
 
-from schema.database import Database
-from schema.tables import JobKind, JobState, arrival, job, submission, submission_arrival
+from schema.database import Database, DatabaseVersionError, is_busy
 from worker import REVISION
 from worker.errors import FilmError
 from worker.queue.batches import BatchReport, Slots
+from worker.queue.claiming import Claimer
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
+from worker.queue.engines import Engines, OneEngine, Processor
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, postpone
+from worker.queue.idle import open_jobs
 from worker.queue.keeper import Batch, LeaseKeeper
-from worker.queue.leases import in_state, make_due_ready
-from worker.queue.ledger import WorkerIdentity, claim, deregister_worker, release
+from worker.queue.ledger import WorkerIdentity, deregister_worker, release
 from worker.queue.outcomes import Claim, Outcome
 from worker.queue.patience import Patience, outage_ends
-from worker.queue.solo import Processor, run_solo, watch_child
+from worker.queue.solo import run_solo, watch_child
 from worker.queue.watchdog import STALLED_EXIT_CODE, Watchdog, exit_stalled
 from worker.queue.watermarks import DiskWatermark
 from worker.settings import Settings
@@ -45,7 +48,12 @@ log = logging.getLogger(__name__)
 #: Batches a worker works on at the same time: one is read while the other is inferred.
 IN_FLIGHT = 2
 
+#: Given the roots that this machine lacks, asks whether there is anything left to wait for.
+Idle = Callable[[Collection[str]], Select[Any]]
+
 _LOOK_SECONDS = 0.2
+#: At the end of the loop, how long to wait for a bundle that is being loaded.
+_LOADING_SECONDS = 30.0
 
 
 class WorkerLoop:
@@ -54,7 +62,8 @@ class WorkerLoop:
     Parameters
     ----------
     processor
-        Turns jobs into outcomes with one loaded bundle; called from several threads.
+        Turns jobs into outcomes with one loaded bundle, or engines that exchange such
+        processors between batches; called from several threads.
     solo_command
         Command that, with a lease id appended, calls :func:`run_solo` in a new process.
     in_flight
@@ -76,7 +85,7 @@ class WorkerLoop:
         settings: Settings,
         database: Database,
         worker: WorkerIdentity,
-        processor: Processor,
+        processor: Processor | Engines,
         *,
         solo_command: Sequence[str],
         revision: int = REVISION,
@@ -90,14 +99,21 @@ class WorkerLoop:
         self._settings = settings
         self._database = database
         self._worker = worker
-        self._processor = processor
+        self._engines = processor if isinstance(processor, Engines) else OneEngine(processor)
         self._solo_command = list(solo_command)
-        self._revision = revision
         self._in_flight = in_flight
         self._slots = Slots(in_flight)
         self._announce = announce
         self._watchdog = Watchdog(settings.stall_seconds, on_stall=on_stall, clock=clock)
         self._keeper = LeaseKeeper(database, worker, lease_seconds=settings.lease_seconds, watchdog=self._watchdog)
+        self._claimer = Claimer(
+            settings,
+            database,
+            worker,
+            revision=revision,
+            watchdog=self._watchdog,
+            clock=clock,
+        )
         self._duties = (*standard_duties(settings, self._keeper.leases, announce), *extra_duties)
         self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
         self._clock = clock
@@ -105,9 +121,8 @@ class WorkerLoop:
         self._over = threading.Event()
         self._wake = threading.Event()
         self._patience = Patience(wait=self._stop.wait)
-        self._lost_claims: set[str] = set()
-        self._lock = threading.Lock()
         self._solo = threading.Lock()
+        self._shadow = threading.Lock()
         self._failure: BaseException | None = None
 
     def wake(self) -> None:
@@ -132,13 +147,16 @@ class WorkerLoop:
         """Work until ``stop`` is set; the batches being processed are finished first.
 
         With ``until_idle`` also end when no job is open any more, neither here nor with
-        another worker; with ``submission_id`` only the films of that submission count.
+        another worker; with ``submission_id`` only the films of that submission count. What is
+        ready but lies under a root that this machine lacks does not count, nor do shadow jobs
+        of a bundle that cannot be loaded here.
         """
         self._stop = stop
         self._patience = Patience(wait=stop.wait)
         self._over.clear()
         self._slots.open()
-        idle = _open_jobs(submission_id) if until_idle or submission_id is not None else None
+        idle = partial(open_jobs, submission_id) if until_idle or submission_id is not None else None
+        self._until_shadows_end = idle is not None and submission_id is None
         with self._watchdog.over(self._database):
             with outage_ends(stop.is_set):
                 self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
@@ -146,14 +164,18 @@ class WorkerLoop:
         if self._failure is not None:
             raise self._failure
 
-    def _run_threads(self, idle: Select[Any] | None) -> None:
+    def _run_threads(self, idle: Idle | None) -> None:
         batches = [
             threading.Thread(target=self._guarded, args=(lambda: self._work(idle),), name=f"batch-{number}")
             for number in range(self._in_flight)
         ]
         ended = threading.Event()
         keeper = threading.Thread(target=self._guarded, args=(lambda: self._keeper.run(ended),), name="leases")
-        for thread in (*batches, keeper):
+        # A bundle is loaded in native code, which cannot be told to stop.
+        looker = threading.Thread(
+            target=self._guarded, args=(lambda: self._look_at_engines(ended),), name="engines", daemon=True
+        )
+        for thread in (*batches, keeper, looker):
             thread.start()
         try:
             self._do_duties(batches)
@@ -166,7 +188,9 @@ class WorkerLoop:
             self._slots.wait_until_free()
             ended.set()
             keeper.join()
+            looker.join(_LOADING_SECONDS)
             with outage_ends(lambda: True):
+                self._claimer.give_back_lost()
                 deregister_worker(self._database, self._worker)
 
     # -- the batches ------------------------------------------------------------------
@@ -187,13 +211,13 @@ class WorkerLoop:
         self._over.set()
         self._wake.set()
 
-    def _work(self, idle: Select[Any] | None) -> None:
+    def _work(self, idle: Idle | None) -> None:
         while not self._ending:
             if self._disk.full():
                 self._pause()
                 continue
             with self._slots.for_poll() as given:
-                if given and self._one_batch().claimed:
+                if given and (self._one_batch().claimed or self._one_shadow_batch().claimed):
                     continue
             with outage_ends(lambda: self._ending):
                 if idle is not None and self._nothing_open(idle):
@@ -204,23 +228,45 @@ class WorkerLoop:
 
     def _one_batch(self) -> BatchReport:
         with outage_ends(lambda: self._ending):
-            claimed = self._claim()
-            if claimed is not None:
+            with self._engines.hold() as processor:
+                claimed = self._claim(processor.bundle_id)
+                if claimed is None:
+                    return BatchReport()
                 if claimed.suspect or len(claimed.jobs) >= self._settings.claim_size:
                     self._announce(self._settings.claim_size)
-                return self._carry_out(claimed)
+                if not claimed.suspect:
+                    return self._carry_out(claimed, partial(self._process, processor))
+            return self._carry_out(claimed, self._run_alone)
         return BatchReport()
+
+    def _one_shadow_batch(self) -> BatchReport:
+        """Nothing else was ready. One batch at a time, so that the next film of the night finds a slot free."""
+        if not self._shadow.acquire(blocking=False):
+            return BatchReport()
+        try:
+            with outage_ends(lambda: self._ending), self._engines.hold_shadow() as processor:
+                claimed = self._claim(processor.bundle_id, shadow=True) if processor else None
+                if processor and claimed:
+                    return self._carry_out(
+                        claimed, self._run_alone if claimed.suspect else partial(self._process, processor)
+                    )
+            return BatchReport()
+        finally:
+            self._shadow.release()
 
     def _pause(self) -> None:
         self._wake.wait(self._settings.poll_seconds)
         if not self._ending:
             self._wake.clear()
 
-    def _claim(self) -> Claim | None:
+    def _claim(self, bundle_id: int, *, shadow: bool = False) -> Claim | None:
         # Two engines for suspects at once would need the memory twice over.
         suspects = self._solo.acquire(blocking=False)
         try:
-            claimed = self._patience.until_done(lambda: self._claim_or_wake(suspects), give_up=lambda: self._ending)
+            claimed = self._patience.until_done(
+                lambda: self._claimer.claim(bundle_id, suspects=suspects, shadow=shadow),
+                give_up=lambda: self._ending,
+            )
         except BaseException:
             if suspects:
                 self._solo.release()
@@ -229,58 +275,30 @@ class WorkerLoop:
             self._solo.release()
         return claimed
 
-    def _claim_once(self, suspects: bool) -> Claim | None:
-        self._release_lost_claims()
-        lease_id = str(uuid.uuid4())
-        try:
-            return claim(
-                self._database,
-                self._worker,
-                bundle_id=self._processor.bundle_id,
-                revision=self._revision,
-                limit=self._settings.claim_size,
-                lease_seconds=self._settings.lease_seconds,
-                lease_id=lease_id,
-                suspects=suspects,
-            )
-        except DBAPIError:
-            # The COMMIT may have gone through without our hearing of it.
-            with self._lock:
-                self._lost_claims.add(lease_id)
-            raise
-
-    def _claim_or_wake(self, suspects: bool) -> Claim | None:
-        claimed = self._claim_once(suspects)
-        if claimed is None and make_due_ready(self._database):
-            claimed = self._claim_once(suspects)
-        return claimed
-
-    def _release_lost_claims(self) -> None:
-        with self._lock:
-            lost = tuple(self._lost_claims)
-        for lease_id in lost:
-            release(self._database, lease_id)
-            with self._lock:
-                self._lost_claims.discard(lease_id)
-
-    def _carry_out(self, claimed: Claim) -> BatchReport:
+    def _carry_out(self, claimed: Claim, work: Callable[[Batch], None]) -> BatchReport:
         try:
             with self._keeper.keeping(claimed) as batch:
-                if self._stop.is_set():
-                    self._release(batch)
-                elif claimed.suspect:
-                    self._run_alone(batch)
-                else:
-                    self._process(batch)
+                try:
+                    if self._stop.is_set():
+                        self._release(batch)
+                    else:
+                        work(batch)
+                except (DBAPIError, DatabaseVersionError) as error:
+                    if isinstance(error, DatabaseVersionError) or not is_busy(error):
+                        # No film's fault: none should be suspected when its lease runs out.
+                        self._fail(error)
+                        with suppress(DBAPIError):
+                            release(self._database, batch.lease_id)
+                    raise
                 return batch.report
         finally:
             if claimed.suspect:
                 self._solo.release()
 
-    def _process(self, batch: Batch) -> None:
+    def _process(self, processor: Processor, batch: Batch) -> None:
         claimed, lease_id = batch.claim, batch.lease_id
         try:
-            outcomes = self._processor.process(claimed.jobs, lambda: self._watchdog.moved(lease_id))
+            outcomes = processor.process(claimed.jobs, lambda: self._watchdog.moved(lease_id))
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             words = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
@@ -315,6 +333,9 @@ class WorkerLoop:
         elif code < 0:
             self._finish(batch, [Outcome(item, crash=code)])
         else:
+            if code > 0:
+                # An upgraded database may have refused the child: then it refuses us too.
+                self._patiently(batch.lease_id, self._database.require_current)
             # After a finished job this finds nothing to postpone. A child that gives up by itself
             # may lack its engine or its database: that is no proof against the film.
             self._postpone(batch, FilmError("ENGINE_FAILED", f"its process gave up with exit code {code}"))
@@ -349,14 +370,23 @@ class WorkerLoop:
 
         return self._patience.until_done(operation, give_up=give_up)
 
-    def _nothing_open(self, idle: Select[Any]) -> bool:
+    def _nothing_open(self, idle: Idle) -> bool:
         def look() -> bool:
+            statement = idle(self._claimer.missing_roots())
             with self._database.read() as connection:
-                return not connection.scalar(idle)
+                return not connection.scalar(statement)
 
-        return self._patience.until_done(look, give_up=lambda: self._ending)
+        waits = self._until_shadows_end and self._engines.shadow_waits
+        return not waits and self._patience.until_done(look, give_up=lambda: self._ending)
 
-    # -- duties -----------------------------------------------------------------------
+    # -- engines and duties -----------------------------------------------------------
+
+    def _look_at_engines(self, ended: threading.Event) -> None:
+        while True:
+            with outage_ends(lambda: True):
+                self._engines.look()
+            if ended.wait(self._settings.poll_seconds):
+                return
 
     def _do_duties(self, batches: Sequence[threading.Thread]) -> None:
         look_at = self._clock()
@@ -367,21 +397,3 @@ class WorkerLoop:
                 look_at = self._clock() + self._settings.poll_seconds
                 with outage_ends(lambda: True):
                     do_due_duties(self._database, self._worker, self._duties)
-
-
-def _open_jobs(submission_id: int | None) -> Select[Any]:
-    """Whether a job is open: any, or one of a submission's films; a submission still being scanned counts."""
-    is_open: ColumnElement[bool] = or_(
-        *(in_state(state) for state in (JobState.READY, JobState.LEASED, JobState.DELAYED))
-    )
-    if submission_id is None:
-        return select(exists().where(is_open))
-    own = (
-        select(arrival.c.id)
-        .join(submission_arrival, submission_arrival.c.arrival_id == arrival.c.id)
-        .join(job, job.c.instance_id == arrival.c.instance_id)
-        .where(submission_arrival.c.submission_id == submission_id, is_open)
-        .where((job.c.kind == JobKind.PROCESS.value) | (job.c.arrival_id == arrival.c.id))
-    )
-    scanning = exists().where(submission.c.id == submission_id, submission.c.scan_complete != true())
-    return select(or_(own.exists(), scanning))

@@ -11,12 +11,14 @@ from sqlalchemy import text
 
 from schema.database import Database
 
-#: Sessions of our own role in the middle of a statement that wait for their client.
+#: Sessions of our own role in the middle of a statement that wait for their client, and have
+#: written or locked something: who only reads, such as a slow backup, holds nobody up.
 _END = text("""
     SELECT count(*) FROM (
         SELECT pg_terminate_backend(pid) AS ended FROM pg_stat_activity
         WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-            AND state = 'active' AND wait_event_type = 'Client' AND wait_event IN ('ClientRead', 'ClientWrite')
+            AND state = 'active' AND backend_xid IS NOT NULL
+            AND wait_event_type = 'Client' AND wait_event IN ('ClientRead', 'ClientWrite')
             AND query_start < clock_timestamp() - make_interval(secs => :seconds)
     ) AS silent WHERE ended""")
 

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, is_busy
+from worker.queue.engines import Processor
 from worker.queue.finish import finish
 from worker.queue.ledger import load_claim
-from worker.queue.outcomes import Claim, ClaimedJob, Outcome
+from worker.queue.outcomes import Claim
 from worker.queue.patience import Patience, Value
 from worker.queue.watchdog import STALLED_EXIT_CODE, Watchdog
 from worker.settings import Settings
@@ -34,15 +34,6 @@ _LOOK_SECONDS = 0.1
 _TERMINATE_SECONDS = 10.0
 #: Share of the time its parent gives a child that it may wait for the database.
 _DATABASE_SHARE = 0.25
-
-
-class Processor(Protocol):
-    """Turns jobs into outcomes with one loaded bundle."""
-
-    bundle_id: int
-
-    def process(self, jobs: Sequence[ClaimedJob], progress: Callable[[], None]) -> list[Outcome]:
-        """Work through ``jobs``, one outcome each; call ``progress`` whenever a film moved on."""
 
 
 def run_solo(settings: Settings, database: Database, processor: Processor, lease_id: str) -> None:

@@ -109,6 +109,10 @@ class TicketConsumer:
             if exit_code != _FAILED:
                 self._on_shutdown()
                 return
+            # Seen with kombu 5.7.0 under a broker that breaks off again and again: a channel that could not
+            # be closed is closed once more after its connection forgot the broker's address, and with a
+            # ticket not yet acknowledged that is an AttributeError ('NoneType' ... 'hostname', as in kombu
+            # issue 582), which Celery takes for unrecoverable. No setting avoids it.
             log.error("Celery's worker ended; it is started again. Meanwhile work is found in the database.")
             self._stopping.wait(_RESTART_SECONDS)
 

@@ -2,7 +2,7 @@
 
 Whoever waits for it cannot notice. So one thread, which never waits for anything but time,
 looks whether everything that was begun moves. If not, the process ends, and whoever started
-it starts it again.
+it starts it again. Time in which that thread stood still itself does not count.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ STALLED_EXIT_CODE = 75
 
 BATCHES = "batches"
 TRANSACTIONS = "database transactions"
+FOLDERS = "looks at the folders of films"
 
 _LOOKS_PER_LIMIT = 20
 
@@ -115,8 +116,21 @@ class Watchdog:
         )
 
     def _look(self, ended: threading.Event) -> None:
-        while not ended.wait(self._limit / _LOOKS_PER_LIMIT):
+        pause = self._limit / _LOOKS_PER_LIMIT
+        before = self._clock()
+        while not ended.wait(pause):
+            now = self._clock()
+            overslept = now - before - pause
+            before = now
+            if overslept > pause:
+                # Nor did we: the whole process stood still, as on a suspended machine.
+                self._excuse(overslept, now)
             complaint = self.complaint()
             if complaint is not None:
                 self._on_stall(complaint)
                 return
+
+    def _excuse(self, seconds: float, now: float) -> None:
+        with self._lock:
+            for watched in self._watched.values():
+                watched.moved_at = min(now, watched.moved_at + seconds)

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from schema.database import Database
 from schema.tables import JobState, job
-from worker.queue.leases import in_state
+from worker.queue.leases import NO_SHADOW, in_state
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class DiskWatermark:
 
 
 def backlog(database: Database, limit: int) -> int:
-    """Ready jobs, counted up to ``limit``: a walk along the index of ready jobs."""
-    ready = select(job.c.id).where(in_state(JobState.READY)).limit(limit).subquery()
+    """Ready jobs, shadow jobs left out, counted up to ``limit``: a walk along the index of ready jobs."""
+    ready = select(job.c.id).where(in_state(JobState.READY), NO_SHADOW).limit(limit).subquery()
     with database.read() as connection:
         return int(connection.scalar(select(func.count()).select_from(ready)) or 0)
 

@@ -6,10 +6,21 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
-from tiny_bundle import CAM_SIZE, REGIONS, SIZE, classification_network, picture, segmentation_network, with_nan_weight
+from tiny_bundle import (
+    CAM_SIZE,
+    REGIONS,
+    SIZE,
+    VARIANTS,
+    classification_network,
+    picture,
+    segmentation_network,
+    with_nan_weight,
+    write_variant,
+)
 
-from worker.inference.engines.backends import BACKENDS, open_backend
+from worker.inference.engines.backends import BACKENDS, GPU_BACKENDS, open_backend
 from worker.inference.engines.base import (
+    BUCKETS,
     Engine,
     EngineBuildError,
     EngineClosedError,
@@ -18,30 +29,70 @@ from worker.inference.engines.base import (
     Precision,
     TensorSpec,
 )
+from worker.inference.engines.cuda import count_gpus
+
+NETWORKS = {
+    "segmentation": segmentation_network(),
+    "classification": classification_network(),
+    "nan": with_nan_weight(segmentation_network()),
+}
+#: How far the arithmetic of a precision may be from float32 on these networks.
+TOLERANCE = {
+    Precision.FP32: 1e-5,
+    Precision.BF16: 3e-2,
+    Precision.FP16: 5e-3,
+    Precision.INT8: 3e-2,
+    Precision.INT8_FP32: 2e-2,
+}
 
 
 def _cases():
+    gpu = count_gpus() > 0
     for name in BACKENDS:
+        # On a CPU the torch backend is opened by its name and runs there.
+        marks = [pytest.mark.gpu] if gpu and name in GPU_BACKENDS else []
         try:
             backend = open_backend(name)
         except EngineBuildError as error:
-            yield pytest.param(None, None, id=name, marks=pytest.mark.skip(reason=str(error)))
+            yield pytest.param(None, None, id=name, marks=[*marks, pytest.mark.skip(reason=str(error))])
             continue
         for precision in backend.supported_precisions():
-            yield pytest.param(backend, precision, id=f"{name}-{precision}")
-
-
-#: How far the arithmetic of a precision may be from float32 on these networks.
-TOLERANCE = {Precision.FP32: 1e-5, Precision.BF16: 3e-2, Precision.FP16: 5e-3}
+            yield pytest.param(backend, precision, id=f"{name}-{precision}", marks=marks)
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
+    """Gives the file of a network that a backend compiles for a precision."""
     directory = tmp_path_factory.mktemp("networks")
-    onnx.save(segmentation_network(), directory / "segmentation.onnx")
-    onnx.save(classification_network(), directory / "classification.onnx")
-    onnx.save(with_nan_weight(segmentation_network()), directory / "nan.onnx")
-    return directory
+
+    def file_of(name: str, variant: str):
+        path = directory / f"{name}.{variant or 'onnx'}"
+        if path.exists():
+            return path
+        if variant:
+            write_variant(NETWORKS[name], variant, path)
+        else:
+            onnx.save(NETWORKS[name], path)
+        return path
+
+    return file_of
+
+
+@pytest.fixture(scope="module")
+def compiled(networks):
+    """Compiles a network once for all tests that do not close the engine: some backends take seconds."""
+    engines: dict[tuple[str, str, str], Engine] = {}
+
+    def compiled(backend, precision, name: str) -> Engine:
+        key = (backend.name, precision, name)
+        if key not in engines:
+            file = networks(name, backend.variant(precision))
+            engines[key] = backend.compile(file, precision, threads=1)
+        return engines[key]
+
+    yield compiled
+    for engine in engines.values():
+        engine.close()
 
 
 @pytest.fixture(scope="module", params=["compiled", "loaded"])
@@ -50,16 +101,16 @@ def way(request):
 
 
 @pytest.fixture
-def make(backend, precision, way, networks):
+def make(backend, precision, way, compiled):
     """Makes an engine of a network, compiled or loaded from its exported form."""
     engines = []
 
     def make(name: str = "segmentation") -> Engine:
-        engine = backend.compile(networks / f"{name}.onnx", precision, threads=1)
-        engines.append(engine)
+        engine = compiled(backend, precision, name)
         if way == "loaded":
-            engines.append(backend.load(engine.export(), precision, threads=1))
-        return engines[-1]
+            engine = backend.load(engine.export(), precision, threads=1)
+            engines.append(engine)
+        return engine
 
     yield make
     for engine in engines:
@@ -79,6 +130,7 @@ def test_says_what_it_is(make, backend, precision):
     assert engine.backend_version == backend.version and engine.backend_version
     assert engine.device == backend.device and engine.device
     assert engine.precision is precision
+    assert bool(engine.how) == (precision.eight_bit or backend.name == "torch")
 
 
 def test_spec_is_that_of_the_network(make):
@@ -96,8 +148,8 @@ def test_spec_is_that_of_the_network(make):
 
 
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
-def test_says_what_the_reference_interpreter_says(make, networks, precision, name):
-    model = onnx.load(networks / f"{name}.onnx")
+def test_says_what_the_reference_interpreter_says(make, precision, name):
+    model = NETWORKS[name]
     names = [output.name for output in model.graph.output]
     expected = onnx.reference.ReferenceEvaluator(model).run(names, {"image": batch(3)})
     outputs = make(name).run(batch(3))
@@ -114,6 +166,19 @@ def test_a_film_gets_the_same_in_any_batch(make, precision):
         alone = engine.run(batch(3)[index : index + 1])["probabilities"]
         np.testing.assert_allclose(alone[0], whole[index], atol=TOLERANCE[precision])
     assert engine.run(batch(5))["probabilities"].shape == (5, REGIONS, SIZE, SIZE)
+
+
+def test_more_films_than_any_bucket_holds(make, precision):
+    engine = make("classification")
+    many = np.tile(batch(5), (BUCKETS[-1] // 5 + 2, 1, 1, 1))
+    outputs = engine.run(many)
+    first = engine.run(batch(5))
+    for name, value in outputs.items():
+        assert len(value) == len(many) > BUCKETS[-1]
+        scale = max(1.0, float(np.abs(value).max()))
+        np.testing.assert_allclose(
+            value, np.tile(first[name], (len(many) // 5, *[1] * (value.ndim - 1))), atol=TOLERANCE[precision] * scale
+        )
 
 
 def test_outputs_are_float32_and_belong_to_the_caller(make):
@@ -186,8 +251,8 @@ def test_output_that_is_not_finite_is_an_error(make):
         make("nan").run(batch(1))
 
 
-def test_close_may_be_called_again_and_ends_the_engine(make):
-    engine = make()
+def test_close_may_be_called_again_and_ends_the_engine(backend, precision, compiled):
+    engine = backend.load(compiled(backend, precision, "segmentation").export(), precision)
     engine.warm_up()
     engine.close()
     engine.close()
@@ -207,16 +272,17 @@ def test_broken_files_are_build_errors(backend, precision, tmp_path):
             backend.load(compiled, precision)
 
 
-def test_truncated_engine_is_a_build_error(backend, precision, networks):
-    engine = backend.compile(networks / "segmentation.onnx", precision)
-    compiled = engine.export()
-    assert compiled == engine.export()
+def test_truncated_engine_is_a_build_error(backend, precision, compiled):
+    engine = compiled(backend, precision, "segmentation")
+    content = engine.export()
+    assert content == engine.export()
     with pytest.raises(EngineBuildError):
-        backend.load(compiled[: len(compiled) // 2], precision)
+        backend.load(content[: len(content) // 2], precision)
 
 
 def test_float32_is_the_last_resort(backend, precision):
     assert backend.supported_precisions()[-1] is Precision.FP32
+    assert all(backend.variant(each) in ("", "torch", *VARIANTS) for each in backend.supported_precisions())
     for unsupported in set(Precision) - set(backend.supported_precisions()):
         with pytest.raises(EngineBuildError, match=f"does not compute in {unsupported}"):
             backend.load(b"", unsupported)

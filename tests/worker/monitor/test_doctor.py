@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,10 +152,20 @@ def test_every_decoder_loads_and_a_missing_one_is_named(tmp_path: Path, monkeypa
 
 
 def test_film_folders_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "film").touch()
     assert check(Settings(home=tmp_path, roots=f"pacs={tmp_path}"), "film folders").ok == "ok"
     found = check(Settings(home=tmp_path, roots=f"pacs={tmp_path / 'absent'}"), "film folders")
     assert found.ok == "warn" and "pacs" in found.finding
     assert check(Settings(home=tmp_path, roots="pacs=relative"), "film folders").ok == "fail"
+
+
+def test_films_under_a_root_of_other_machines_are_told(here: Settings, films: Films) -> None:
+    films.film("ready")
+    assert check(here, "film folders").ok == "ok"
+    (here.home / "film").touch()
+    found = check(replace(here, roots=f"pacs={here.home}"), "film folders")
+    assert found.ok == "warn" and "1 film waiting there" in found.finding
+    assert "local: CARINA_ROOTS does not name it" in found.finding and "other machines" in found.advice
 
 
 def test_more_decoder_memory_than_there_is_is_told(tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_films_that_wait_for_nobody_are_said(
     assert gone in shown(seen)
 
 
+def test_films_that_this_machine_cannot_reach_are_said(database: Database, films: Films, tmp_path: Path) -> None:
+    films.film("ready")
+    films.film("done", stored=result())
+    seen = snapshot(database, Settings(home=tmp_path, roots=f"pacs={tmp_path}"))
+    assert json.loads(json.dumps(seen)) == seen
+    assert seen["missing_roots"] == {"local": {"films": 1, "reason": "CARINA_ROOTS does not name it"}}
+    (sentence,) = warnings(seen)
+    assert "1 film waiting under the root local, which this machine lacks" in sentence
+    assert "under the root local" in shown(seen)
+    assert snapshot(database, Settings(home=tmp_path))["missing_roots"] == {}
+
+
 def test_a_full_disk_is_said(database: Database, tmp_path: Path) -> None:
     seen = snapshot(database, Settings(home=tmp_path, disk_reserve=1 << 60))
     assert [warning for warning in warnings(seen) if warning.startswith("Work pauses")]

@@ -232,7 +232,7 @@ class TestRunBatch:
     ) -> None:
         register_films(ledger.database, ["a"])
         loop = WorkerLoop(ledger.settings, ledger.database, ledger.worker, Reader(), solo_command=["false"])
-        monkeypatch.setattr(loop, "_claim", lambda: 1 / 0)
+        monkeypatch.setattr(loop, "_claim", lambda bundle_id: 1 / 0)
         loop._slots.open()
         with pytest.raises(ZeroDivisionError):
             loop.run_batch()

@@ -20,11 +20,11 @@ from ledger_rows import (
     register_films,
     settings_for,
 )
-from sqlalchemy import Connection, event, func, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, event, func, select, text, update
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from schema import tables
-from schema.database import Database
+from schema.database import Database, DatabaseVersionError
 from schema.tables import JobState, job
 from schema.types import database_now, seconds_since
 from worker.errors import CODES, FilmError, Kind
@@ -35,6 +35,12 @@ from worker.queue.ledger import register_worker, retry
 from worker.queue.outcomes import Claim, ClaimedJob, Content, Outcome, SourceReference
 from worker.queue.patience import Patience
 from worker.results.result import FilmResult, FindingScore
+
+#: What a later version might do to the tables → what the database then says to a result of this one.
+UPGRADES = {
+    "ALTER TABLE segmentation ADD COLUMN place TEXT CHECK (place IS NOT NULL AND place <> '')": "a value is missing",
+    "ALTER TABLE heatmap RENAME COLUMN maps TO pictures": "a column is gone",
+}
 
 
 def results(claimed: Claim) -> list[Outcome]:
@@ -267,6 +273,21 @@ class TestRejectedResults:
         event.remove(ledger.database._writer, "before_cursor_execute", locked)
         assert job_row(ledger.database, film).state == "leased"
         assert finish(ledger.database, claimed, results(claimed), settings=ledger.settings).states[film] == "done"
+
+    @pytest.mark.parametrize("change", [None, *UPGRADES], ids=["a right or a table is missing", *UPGRADES.values()])
+    def test_what_no_film_could_satisfy_is_no_films_fault(self, ledger: Ledger, change: str | None) -> None:
+        """Tables of another version, or a role without its rights: every film would be refused."""
+        (film,) = register_films(ledger.database, ["a"])
+        claimed = ledger.must_claim()
+        with ledger.database.write() as connection:
+            connection.execute(text(change or "ALTER TABLE heatmap RENAME TO pictures"))
+            if change:
+                connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(
+            DatabaseVersionError if change else DBAPIError, match="newer Carina" if change else "heatmap"
+        ):
+            finish(ledger.database, claimed, results(claimed), settings=ledger.settings)
+        assert job_row(ledger.database, film).state == "leased" and count(ledger, "attempt") == 0
 
 
 class TestCrashes:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from schema import tables
 from schema.tables import Lane
 from worker.errors import FilmError
-from worker.queue import ledger as ledger_module
+from worker.queue.claim_statements import EVERYWHERE
 from worker.queue.finish import finish
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import sweep
@@ -103,6 +103,24 @@ class TestClaim:
         assert job_row(ledger.database, done).state == "done"
         assert check_invariants(ledger.database) == []
 
+    def test_what_another_bundle_shall_read_anew_is_left_to_it(self, ledger: Ledger) -> None:
+        """It was promoted, and this worker has not changed over yet."""
+        films = register_films(ledger.database, ["a"])
+        claimed = ledger.must_claim()
+        finish(ledger.database, claimed, [Outcome(claimed.jobs[0], result=full_result("a"))], settings=ledger.settings)
+        promoted = add_bundle(ledger.database, "promoted")
+        with ledger.database.write() as connection:
+            connection.execute(insert(tables.bundle_alias).values(alias="champion", bundle_id=promoted))
+            again = connection.execute(
+                insert(tables.job).values(instance_id=claimed.jobs[0].instance_id, priority=0)
+            ).inserted_primary_key[0]
+        fresh = register_films(ledger.database, ["b"])
+        assert [item.id for item in ledger.must_claim().jobs] == fresh
+        assert ledger.claim() is None
+        assert job_states(ledger.database) == {films[0]: "done", again: "ready", fresh[0]: "leased"}
+        assert [item.id for item in ledger.must_claim(bundle_id=promoted).jobs] == [again]
+        assert check_invariants(ledger.database) == []
+
     def test_another_bundle_or_generation_is_new_work(self, ledger: Ledger) -> None:
         register_films(ledger.database, ["a"])
         claimed = ledger.must_claim()
@@ -127,7 +145,7 @@ class TestClaim:
     def test_uses_the_partial_index(self, ledger: Ledger) -> None:
         if ledger.database.dialect != "sqlite":
             pytest.skip("asks SQLite for its plan")
-        statement = ledger_module._CLAIM["fresh"].compile(ledger.database._writer)
+        statement = EVERYWHERE.claims["fresh"].compile(ledger.database._writer)
         with ledger.database.read() as connection:
             plan = connection.exec_driver_sql(
                 "EXPLAIN QUERY PLAN " + str(statement), tuple(None for _ in statement.positiontup or ())
@@ -135,9 +153,9 @@ class TestClaim:
         assert any("ix_job_ready" in row.detail for row in plan)
         assert not any(row.detail.startswith("SCAN job") and "ix_job_ready" not in row.detail for row in plan)
 
-    @pytest.mark.parametrize("candidates", ["fresh", "archive", "suspect"])
+    @pytest.mark.parametrize("candidates", ["fresh", "archive", "suspect", "shadow", "shadow suspect"])
     def test_on_postgresql_rows_are_locked_and_chosen_once(self, candidates: str) -> None:
-        sql = str(ledger_module._CLAIM[candidates].compile(dialect=postgresql.dialect()))
+        sql = str(EVERYWHERE.claims[candidates].compile(dialect=postgresql.dialect()))
         assert "AS MATERIALIZED" in sql
         assert "FOR UPDATE OF job SKIP LOCKED" in sql
         assert "state = 'ready'" in sql

@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,11 +21,12 @@ from ledger_rows import (
     settings_for,
 )
 from passthrough_worker import command
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from waiting import wait_until
 
 from schema import tables
-from schema.database import Database
+from schema.database import Database, DatabaseVersionError
 from worker.errors import CarinaError, FilmError
 from worker.queue.duties import Duty
 from worker.queue.invariants import check_invariants
@@ -74,13 +74,6 @@ def running(worker_loop: WorkerLoop, **options: Any) -> Iterator[tuple[threading
         stop.set()
         thread.join(WAIT)
         assert not thread.is_alive()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class TestUntilIdle:
@@ -187,6 +180,22 @@ class TestTrouble:
 
         with pytest.raises(ProgrammingError):
             loop(ledger, Scripted(), database=Broken(ledger.database.url)).run(threading.Event(), until_idle=True)
+
+    def test_an_upgraded_database_ends_it_and_puts_no_film_under_suspicion(self, ledger: Ledger) -> None:
+        films = register_films(ledger.database, ["a", "b"])
+        upgraded = threading.Lock()
+
+        def upgrade(job: ClaimedJob) -> Outcome:
+            if upgraded.acquire(blocking=False):
+                with ledger.database.write() as connection:
+                    connection.execute(text("ALTER TABLE heatmap ADD COLUMN place TEXT CHECK (place IS NOT NULL)"))
+                    connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            return Outcome(job, result=full_result(job.source.path))
+
+        with pytest.raises(DatabaseVersionError, match="newer Carina"):
+            loop(ledger, Scripted(upgrade)).run(threading.Event(), until_idle=True)
+        rows = [job_row(ledger.database, film) for film in films]
+        assert [(row.state, row.attempts, row.crashes) for row in rows] == [("ready", 0, 0)] * 2
 
     def test_outlives_a_database_that_is_away(self, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
         # A Celery worker that ran in this process may have raised the root logger's level.
@@ -311,6 +320,30 @@ class TestStop:
             assert connection.scalar(select(tables.worker.c.stopped_at)) is not None
             assert connection.scalar(select(tables.lease.c.id)) is None
 
+    def test_without_its_database_it_ends_after_a_lease_and_keeps_what_it_holds(self, ledger: Ledger) -> None:
+        """Somebody takes the films back when their lease runs out: there is nobody to give them to now."""
+        ledger.settings = settings_for(ledger.settings.home, lease_seconds=0.3)
+        (film,) = register_films(ledger.database, ["a"])
+        away, stop = threading.Event(), threading.Event()
+
+        class Away(Database):
+            @contextmanager
+            def write(self) -> Iterator[Connection]:
+                if away.is_set():
+                    raise OperationalError("BEGIN", {}, Exception("connection lost"))
+                with super().write() as connection:
+                    yield connection
+
+        def cut_off(job: ClaimedJob) -> Outcome:
+            away.set()
+            stop.set()
+            return Outcome(job, result=full_result("a"))
+
+        database = Away(ledger.database.url)
+        loop(ledger, Scripted(cut_off), database=database).run(stop)
+        database.close()
+        assert job_row(ledger.database, film).state == "leased"
+
     def test_a_new_film_wakes_an_idle_worker(self, ledger: Ledger) -> None:
         ledger.settings = settings_for(ledger.settings.home, poll_seconds=WAIT * 2)
         worker_loop = loop(ledger, Scripted())
@@ -373,6 +406,18 @@ class TestSuspects:
         with ledger.database.read() as connection:
             outcomes = list(connection.scalars(select(tables.attempt.c.outcome).order_by(tables.attempt.c.id)))
         assert outcomes == ["expired", "delayed", "failed"]
+
+    def test_a_child_that_an_upgraded_database_refused_costs_its_film_no_attempt(
+        self, ledger: Ledger, tmp_path: Path
+    ) -> None:
+        (film,) = self.suspects(ledger, tmp_path, "film")
+        with ledger.database.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            connection.execute(text("DROP TABLE heatmap"))
+        with pytest.raises(DatabaseVersionError, match="newer Carina"):
+            loop(ledger, Scripted(), solo_command=self.solo(ledger)).run(threading.Event(), until_idle=True)
+        row = job_row(ledger.database, film)
+        assert (row.state, row.attempts, row.crashes) == ("ready", 0, 1)
 
     def test_a_child_without_its_database_gives_the_film_back(self, ledger: Ledger, tmp_path: Path) -> None:
         (film,) = self.suspects(ledger, tmp_path, "film")

@@ -7,7 +7,7 @@ import pytest
 from ledger_rows import Ledger, add_bundle, age_leases, full_result, job_states, register_films, settings_for
 from proxy import Proxy
 from servers import wait_until
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, is_busy
@@ -27,6 +27,21 @@ def test_nobody_else_is_cut_off(ledger: Ledger) -> None:
         connection.execute(select(1))
         assert end_silent_sessions(ledger.database, 0.0) == 0
         assert connection.scalar(select(2)) == 2
+
+
+@pytest.mark.services
+def test_a_slow_reader_is_not_cut_off(postgresql_url: str) -> None:
+    """A backup by the same role, whose client takes its time: it holds no films."""
+    database = Database(postgresql_url)
+    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND query LIKE 'COPY%'")
+    with database.read() as connection:
+        cursor = connection.connection.driver_connection.cursor()
+        with cursor.copy("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 50000)) TO STDOUT") as copy:
+            with database.write() as other:
+                wait_until(lambda: other.scalar(waits) == 1, "the server does not wait for the reader", WAIT)
+            assert end_silent_sessions(database, 0.0) == 0
+            assert sum(1 for _ in copy.rows()) == 50000
+    database.close()
 
 
 @pytest.mark.services

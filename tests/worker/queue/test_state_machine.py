@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 from ledger_rows import (
     Ledger,
+    add_bundle,
     add_unverified,
     age_leases,
     digest,
@@ -34,12 +35,14 @@ from sqlalchemy import func, select
 from schema import tables
 from schema.database import Database
 from schema.tables import JobKind, Lane
+from schema.view_tables import published_result
 from worker.errors import FilmError
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, finish, postpone
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import heartbeat, make_due_ready, sweep
 from worker.queue.ledger import cancel, claim, register_worker, release, retry
 from worker.queue.outcomes import Claim, ClaimedJob, Content, Outcome
+from worker.queue.shadow import open_shadow_jobs, publish
 
 FINAL = {"done", "ineligible"}
 SETTLED = {*FINAL, "failed", "cancelled"}
@@ -74,6 +77,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.settings = settings_for(self.folder, max_attempts=3)
         self.workers = {name: register_worker(self.database, self.settings, name) for name in WORKERS}
         self.ledger = Ledger(self.database, self.settings, self.workers["one"])
+        self.champion, self.candidate = 1, add_bundle(self.database, "candidate")
+        self.point_champion()
         self.claims: list[Claim] = []
         self.final: dict[int, str] = {}
         self.lone_deaths: Counter[int] = Counter()
@@ -109,11 +114,11 @@ class LedgerMachine(RuleBasedStateMachine):
         suspects=st.booleans(),
     )
     def claim(self, name: str, limit: int, drawn: float, suspects: bool) -> None:
-        waiting = self.rows("ready")
+        waiting = [row for row in self.rows("ready") if row.kind != JobKind.SHADOW]
         claimed = claim(
             self.database,
             self.workers[name],
-            bundle_id=1,
+            bundle_id=self.champion,
             revision=1,
             limit=limit,
             lease_seconds=3600.0,
@@ -133,6 +138,65 @@ class LedgerMachine(RuleBasedStateMachine):
             if drawn >= 0.3:
                 assert taken == fresh[:limit]
         self.claims.append(claimed)
+
+    # -- a bundle on trial ------------------------------------------------------------
+
+    @precondition(lambda self: self.films)
+    @rule(last=st.none() | st.integers(1, 4))
+    def try_the_candidate_out(self, last: int | None) -> None:
+        shown = self.published()
+        open_shadow_jobs(self.database, self.candidate, last=last, revision=1)
+        assert self.published() == shown
+
+    @precondition(lambda self: self.films)
+    @rule(kinds=st.lists(outcome_kinds, min_size=1, max_size=6))
+    def quiet_hour(self, kinds: list[str]) -> None:
+        """Nothing is left to do but what nobody waits for, and some of that is done."""
+        self.ledger.bundle_id = self.champion
+        while claimed := self.ledger.claim(8):
+            outcomes = [self.outcome(item, "done") for item in claimed.jobs]
+            finish(self.database, claimed, outcomes, settings=self.settings)
+        open_shadow_jobs(self.database, self.candidate, revision=1)
+        for kind in kinds:
+            claimed = self.ledger.claim(1, bundle_id=self.candidate, shadow=True)
+            if claimed is not None:
+                (item,) = claimed.jobs
+                finish(self.database, claimed, [self.outcome(item, kind)] * (kind != "none"), settings=self.settings)
+                if kind == "none":
+                    self.claims.append(claimed)
+
+    @rule(name=st.sampled_from(WORKERS), limit=st.integers(1, 5), suspects=st.booleans())
+    def claim_in_the_shadow(self, name: str, limit: int, suspects: bool) -> None:
+        ready = self.rows("ready")
+        shadows = [row for row in ready if row.kind == JobKind.SHADOW and (suspects or row.crashes == 0)]
+        claimed = claim(
+            self.database,
+            self.workers[name],
+            bundle_id=self.candidate,
+            revision=1,
+            limit=limit,
+            lease_seconds=3600.0,
+            suspects=suspects,
+            shadow=True,
+        )
+        if any(row.kind != JobKind.SHADOW for row in ready) or not shadows:
+            assert claimed is None
+            return
+        assert claimed is not None
+        assert {item.id for item in claimed.jobs} <= {row.id for row in shadows}
+        self.claims.append(claimed)
+
+    @precondition(lambda self: any(row.kind == JobKind.SHADOW for row in self.rows()))
+    @rule()
+    def promote(self) -> None:
+        """The candidate serves; the one that served is on trial from now on."""
+        read = {row.instance_id for row in self.rows(*FINAL) if row.kind == JobKind.SHADOW}
+        self.champion, self.candidate = self.candidate, self.champion
+        with self.database.write() as connection:
+            published = publish(connection, self.champion)
+        self.point_champion()
+        assert published <= len(read)
+        assert not [row for row in self.rows("ready", "delayed", "leased") if row.kind == JobKind.SHADOW]
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
@@ -236,27 +300,36 @@ class LedgerMachine(RuleBasedStateMachine):
             instances = connection.scalar(select(func.count()).select_from(tables.instance))
             leases = set(connection.scalars(select(tables.lease.c.id)))
         assert instances == self.films
+        assert not self.published() & {row.id for row in self.rows() if row.kind == JobKind.SHADOW}
         assert leases >= {row.lease_id for row in self.rows("leased")}
 
     def drain(self) -> None:
         """A calm night: whatever happened before, every film comes to an end, and once."""
         age_leases(self.database)
         sweep(self.database)
-        for turn in range(40 * (self.films + 1)):
+        self.ledger.bundle_id = self.champion
+        for turn in range(80 * (self.films + 1)):
             make_due(self.database)
             make_due_ready(self.database)
             # Verifications that wait for a suspect come back at once: only its share lets it through.
             claimed = self.ledger.claim(8, worker=self.workers["two"], draw=lambda turn=turn: turn % 10 / 10)
+            if claimed is None:
+                claimed = self.ledger.claim(8, bundle_id=self.candidate, shadow=True)
             if claimed is None:
                 break
             outcomes = [self.outcome(item, "done") for item in claimed.jobs]
             finish(self.database, claimed, outcomes, settings=self.settings)
         self.the_ledger_is_sound()
         assert {row.state for row in self.rows()} <= SETTLED
+        ended = {(row.instance_id, row.generation) for row in self.rows(*FINAL, "failed") if row.published}
         with self.database.read() as connection:
+            films = select(tables.instance.c.id, tables.instance.c.generation)
+            own = connection.execute(films.where(tables.instance.c.alias_of.is_(None))).all()
+            # Whatever bundles came and went: no film is without an answer that people see.
+            assert {tuple(film) for film in own} <= ended
             assert connection.scalar(select(func.count()).select_from(tables.lease)) == 0
             results = connection.scalar(select(func.count()).select_from(tables.segmentation))
-        assert results == sum(row.state == "done" and row.kind == JobKind.PROCESS for row in self.rows())
+        assert results == sum(row.state == "done" and row.kind != JobKind.VERIFY for row in self.rows())
 
     # -- helpers ----------------------------------------------------------------------
 
@@ -269,6 +342,15 @@ class LedgerMachine(RuleBasedStateMachine):
             statement = statement.where(tables.job.c.state.in_(states))
         with self.database.read() as connection:
             return list(connection.execute(statement))
+
+    def published(self) -> set[int]:
+        with self.database.read() as connection:
+            return set(connection.scalars(select(published_result.c.job_id)))
+
+    def point_champion(self) -> None:
+        with self.database.write() as connection:
+            connection.execute(tables.bundle_alias.delete())
+            connection.execute(tables.bundle_alias.insert().values(alias="champion", bundle_id=self.champion))
 
     def held(self, claimed: Claim) -> set[int]:
         return {row.id for row in self.rows("leased") if row.lease_id == claimed.lease_id}
@@ -305,7 +387,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert after.state == ("failed" if convicted else "ready")
         assert after.code == "WORKER_CRASHED"
         if not convicted:
-            assert after.crashes == outcome.job.crashes + 1 and after.bundle_id is None
+            assert after.crashes == outcome.job.crashes + 1
+            assert (after.bundle_id is None) == (after.kind != JobKind.SHADOW)
 
 
 @pytest.mark.parametrize("effort", ["short", pytest.param("long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])

@@ -38,6 +38,25 @@ def test_what_moves_or_ended_is_no_cause_for_complaint() -> None:
     assert dog.complaint() is None
 
 
+def test_a_process_that_was_suspended_is_no_cause_for_complaint() -> None:
+    """What it was doing has had no more time to move than before."""
+    clock, said, looks = Clock(), [], []
+
+    class Pauses(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            looks.append(timeout)
+            clock.seconds += 5000.0 if len(looks) in (3, 9) else timeout
+            return len(looks) > 1000
+
+    dog = Watchdog(10.0, on_stall=said.append, clock=clock)
+    with dog.watching(BATCHES, "a"):
+        dog._look(Pauses())
+    assert len(said) == 1 and "for 10 s in 1 of 1 batches:" in said[0]
+    # So long it would have had without having been suspended twice.
+    assert 10.0 < sum(looks) <= 11.0
+
+
 def test_a_transaction_that_does_not_end_is_noticed_and_others_are_not(database: Database) -> None:
     said: list[str] = []
     stalled = threading.Event()

@@ -22,12 +22,22 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Precision(StrEnum):
-    """The number format of an engine's arithmetic."""
+    """The number format of an engine's arithmetic.
+
+    With ``INT8`` the layers that the bundle's 8-bit graph leaves in floating point are computed in the
+    device's fastest format, with ``INT8_FP32`` in float32.
+    """
 
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
+    INT8_FP32 = "int8-fp32"
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether some layers compute in 8 bits."""
+        return self in (Precision.INT8, Precision.INT8_FP32)
 
 
 class EngineError(Exception):
@@ -74,6 +84,15 @@ class EngineSpec:
         """The output called ``name``, or None."""
         return next((tensor for tensor in self.outputs if tensor.name == name), None)
 
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> EngineSpec:
+        """What :meth:`to_json` wrote; raises KeyError or TypeError for anything else."""
+
+        def tensors(which: str) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in raw[which])
+
+        return cls(tensors("inputs"), tensors("outputs"))
+
     def to_json(self) -> dict[str, Any]:
         """Inputs and outputs as written to ``engine.json``."""
         return {
@@ -95,10 +114,19 @@ class Engine(ABC):
         What the arithmetic really uses, read back from the backend.
     spec
         Inputs and outputs. There is one input of shape (batch, channels, height, width).
+    how
+        What ``precision`` leaves open, in words; empty where it says all.
     """
 
     def __init__(
-        self, *, backend: str, backend_version: str, device: str, precision: Precision, spec: EngineSpec
+        self,
+        *,
+        backend: str,
+        backend_version: str,
+        device: str,
+        precision: Precision,
+        spec: EngineSpec,
+        how: str = "",
     ) -> None:
         if len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 4 or None in spec.inputs[0].shape[1:]:
             raise EngineBuildError(
@@ -110,6 +138,7 @@ class Engine(ABC):
         self.device = device
         self.precision = precision
         self.spec = spec
+        self.how = how
         self._lock = threading.Lock()
         self._closed = False
 
@@ -181,6 +210,31 @@ class Engine(ABC):
                 raise EngineError(f"output {expected.name} holds numbers that are not finite")
 
 
+#: Batch sizes a GPU engine is prepared for; a batch runs padded, in the smallest that holds it.
+BUCKETS = (1, 2, 4, 8, 16, 32)
+
+
+class BucketEngine(Engine):
+    """An engine that runs batches of fixed sizes only: for GPUs, where a captured graph has one size."""
+
+    def warm_up(self) -> None:
+        """Run every bucket, so that no batch of the night pays for setting one up."""
+        shape = tuple(size or 1 for size in self.spec.inputs[0].shape[1:])
+        for bucket in BUCKETS:
+            self.run(np.zeros((bucket, *shape), np.float32))
+
+    def _execute(self, batch: FloatArray) -> dict[str, FloatArray]:
+        parts = []
+        for start in range(0, len(batch), BUCKETS[-1]):
+            part = batch[start : start + BUCKETS[-1]]
+            parts.append(self._run_bucket(part, next(size for size in BUCKETS if size >= len(part))))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    @abstractmethod
+    def _run_bucket(self, batch: FloatArray, bucket: int) -> dict[str, FloatArray]:
+        """Run ``batch``, padded to ``bucket`` pictures; the answers are those of ``batch`` alone, and copies."""
+
+
 class Backend(Protocol):
     """A library that compiles networks for one device of this machine."""
 
@@ -193,8 +247,11 @@ class Backend(Protocol):
     def supported_precisions(self) -> tuple[Precision, ...]:
         """The precisions this device has, fastest first; fp32 is always the last."""
 
-    def compile(self, onnx: Path, precision: Precision, *, threads: int | None = None) -> Engine:
-        """Compile ``onnx``; raises EngineBuildError."""
+    def variant(self, precision: Precision) -> str:
+        """Which of a member's files this precision is made from: a key of ``Member.variants``, or "" for ``onnx``."""
+
+    def compile(self, network: Path, precision: Precision, *, threads: int | None = None) -> Engine:
+        """Compile the file that :meth:`variant` names; raises EngineBuildError."""
 
     def load(self, compiled: bytes, precision: Precision, *, threads: int | None = None) -> Engine:
         """Load what :meth:`Engine.export` returned; raises EngineBuildError."""

@@ -15,6 +15,21 @@ class CudaError(Exception):
     """A CUDA call failed; the message is CUDA's own name for the reason."""
 
 
+def count_gpus() -> int:
+    """GPUs that the NVIDIA driver shows to this process (``CUDA_VISIBLE_DEVICES`` counts); 0 without a driver.
+
+    The driver itself is asked, so that a machine without a GPU need not import any CUDA library to know.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
 def runtime() -> Any:
     """``cuda.bindings.runtime``; raises EngineBuildError where it is absent."""
     try:

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.inference.engines.base import EngineBuildError, EngineSpec, TensorSpec
+from worker.inference.engines.base import BUCKETS, EngineBuildError, EngineSpec, TensorSpec
 
 #: Batches the profile is made for: the smallest, the one tuned for, the largest.
-SMALLEST_BATCH, TUNED_BATCH, LARGEST_BATCH = 1, 16, 32
+SMALLEST_BATCH, TUNED_BATCH, LARGEST_BATCH = BUCKETS[0], 16, BUCKETS[-1]
 #: What the builder may use while it tries kernels.
 WORKSPACE_BYTES = 4 << 30
 
 
 def collecting_logger(trt: Any) -> Any:
-    """A logger that keeps what the library complains of in ``messages`` instead of printing it."""
+    """A logger that keeps what the library complains of instead of printing it; ``reason`` is the last complaint."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -35,15 +35,28 @@ def collecting_logger(trt: Any) -> Any:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.messages.append(message)
 
+        @property
+        def reason(self) -> str:
+            return self.messages[-1].strip().rstrip(".") if self.messages else "it gives no reason"
+
     return Logger()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialised engine, the inputs and outputs it was built with, and what the timing cache learned."""
+    """A serialised engine and what it was built with.
+
+    Attributes
+    ----------
+    profile
+        The input's smallest, tuned and largest shape, as TensorRT gives them back; none without a profile.
+    timings
+        What the timing cache learned.
+    """
 
     content: bytes
     spec: EngineSpec
+    profile: tuple[tuple[int, ...], ...]
     timings: bytes
 
 
@@ -76,7 +89,7 @@ def build_plan(
     except TypeError:
         builder = None
     if builder is None:
-        raise EngineBuildError(f"TensorRT cannot start its builder{_because(logger)}.")
+        raise EngineBuildError(f"TensorRT cannot start its builder: {logger.reason}.")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
@@ -85,10 +98,13 @@ def build_plan(
     spec = _spec(trt, network, onnx.name)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    # Else float32 products are computed with ten bits of mantissa: fp32 is to mean fp32.
+    config.clear_flag(trt.BuilderFlag.TF32)
     cache = config.create_timing_cache(timings)
     if cache is None:
         cache = config.create_timing_cache(b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
+    set_shapes: tuple[tuple[int, ...], ...] = ()
     if profile:
         shapes = builder.create_optimization_profile()
         tensor = spec.inputs[0]
@@ -97,18 +113,19 @@ def build_plan(
             tensor.name, (SMALLEST_BATCH, *sizes), (TUNED_BATCH, *sizes), (LARGEST_BATCH, *sizes)
         )  # fmt: skip
         if config.add_optimization_profile(shapes) < 0:
-            raise EngineBuildError(f"TensorRT refuses the batch profile of {onnx.name}{_because(logger)}.")
+            raise EngineBuildError(f"TensorRT refuses the batch profile of {onnx.name}: {logger.reason}.")
+        set_shapes = tuple(tuple(shape) for shape in shapes.get_shape(tensor.name))
     content = builder.build_serialized_network(network, config)
     if content is None:
-        raise EngineBuildError(f"TensorRT cannot build {onnx.name}{_because(logger)}.")
+        raise EngineBuildError(f"TensorRT cannot build {onnx.name}: {logger.reason}.")
     learned = config.get_timing_cache()
-    return Plan(bytes(content), spec, bytes(learned.serialize()) if learned is not None else b"")
+    return Plan(bytes(content), spec, set_shapes, bytes(learned.serialize()) if learned is not None else b"")
 
 
 def spec_of_engine(trt: Any, engine: Any) -> EngineSpec:
     """Inputs and outputs of a deserialised engine."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    tensors = {True: [], False: []}  # type: dict[bool, list[TensorSpec]]
+    tensors: dict[bool, list[TensorSpec]] = {True: [], False: []}
     for name in names:
         shape, dtype = engine.get_tensor_shape(name), engine.get_tensor_dtype(name)
         tensors[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append(_tensor(trt, name, shape, dtype))
@@ -148,8 +165,3 @@ def _dtype(trt: Any, dtype: Any) -> str:
 def _complaint(error: Any) -> str:
     operator = error.node_operator()
     return f"{operator}: {error.desc().strip()}" if operator else str(error.desc()).strip()
-
-
-def _because(logger: Any) -> str:
-    """The library's last complaint, as the end of a sentence."""
-    return f": {logger.messages[-1].strip().rstrip('.')}" if logger.messages else ""

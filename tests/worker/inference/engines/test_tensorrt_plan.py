@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_bundle import SIZE, VARIANTS, classification_network, segmentation_network
 
+from schema.bundle import read_manifest
 from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.inference.engines.base import EngineBuildError
 from worker.inference.engines.tensorrt_plan import build_plan
@@ -39,29 +42,36 @@ def network(
     return path
 
 
+def packaged(task: str) -> Path:
+    """The network of the packaged bundle for a task."""
+    (member,) = (member for member in read_manifest(PACKAGED_BUNDLE).members if member.task == task)
+    return PACKAGED_BUNDLE / member.onnx
+
+
 def test_the_packaged_networks_build_with_their_names_types_and_shapes():
-    regions = build_plan(trt, PACKAGED_BUNDLE / "regions.onnx")
+    regions = build_plan(trt, packaged("segmentation"))
     assert [str(tensor) for tensor in regions.spec.inputs] == ["image float32 (batch, 1, 256, 256)"]
     assert [str(tensor) for tensor in regions.spec.outputs] == ["probabilities float32 (batch, 8, 256, 256)"]
-    findings = build_plan(trt, PACKAGED_BUNDLE / "findings.onnx")
+    findings = build_plan(trt, packaged("classification"))
     assert [tensor.name for tensor in findings.spec.outputs] == ["probabilities", "cam"]
     assert findings.spec.outputs[0].shape == (None, 2)
     assert len(regions.content) > 100_000 and len(findings.content) > 100_000
 
 
 def test_a_timing_cache_is_taken_up_again():
-    first = build_plan(trt, PACKAGED_BUNDLE / "findings.onnx")
-    again = build_plan(trt, PACKAGED_BUNDLE / "findings.onnx", timings=first.timings)
+    first = build_plan(trt, packaged("classification"))
+    again = build_plan(trt, packaged("classification"), timings=first.timings)
     assert again.spec == first.spec
 
 
 def test_an_unusable_timing_cache_does_not_stop_the_build():
-    assert build_plan(trt, PACKAGED_BUNDLE / "findings.onnx", timings=b"not a cache").content
+    assert build_plan(trt, packaged("classification"), timings=b"not a cache").content
 
 
 def test_a_batch_without_a_profile_is_refused():
-    with pytest.raises(EngineBuildError, match=r"cannot build findings\.onnx.*profile"):
-        build_plan(trt, PACKAGED_BUNDLE / "findings.onnx", profile=False)
+    network = packaged("classification")
+    with pytest.raises(EngineBuildError, match=rf"cannot build {network.name}.*profile"):
+        build_plan(trt, network, profile=False)
 
 
 def test_sixteen_bit_integers_are_refused(tmp_path):
@@ -105,6 +115,30 @@ def test_a_file_that_is_no_network_is_refused(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(EngineBuildError, match=r"cannot read network\.onnx"):
         build_plan(trt, path)
+
+
+def test_a_file_that_is_absent_is_refused(tmp_path):
+    with pytest.raises(EngineBuildError, match=r"cannot read absent\.onnx"):
+        build_plan(trt, tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize("model", [segmentation_network(), classification_network()], ids=["regions", "findings"])
+def test_the_typed_networks_of_the_contract_suite_build(tmp_path, model, variant):
+    onnx.save(VARIANTS[variant](model), tmp_path / "network.onnx")
+    plan = build_plan(trt, tmp_path / "network.onnx")
+    assert [tensor.name for tensor in plan.spec.outputs] == [output.name for output in model.graph.output]
+    assert plan.profile == tuple((batch, 1, SIZE, SIZE) for batch in (1, 16, 32))
+
+
+def test_zero_points_are_refused(tmp_path):
+    """Why 8 bits are not among TensorRT's precisions: the activations of a bundle's 8-bit graph have zero points."""
+    model = VARIANTS["int8"](segmentation_network())
+    (zero,) = (tensor for tensor in model.graph.initializer if tensor.name == "image.zero")
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.uint8), "image.zero"))
+    onnx.save(model, tmp_path / "network.onnx")
+    with pytest.raises(EngineBuildError, match="Non-zero zero point is not supported"):
+        build_plan(trt, tmp_path / "network.onnx")
 
 
 def test_two_inputs_are_refused(tmp_path):
