@@ -32,17 +32,17 @@ ENV PYTHONUNBUFFERED=1 \
 # A named volume takes owner and mode of this folder when it is first used.
 RUN groupadd --gid 10001 carina \
     && useradd --uid 10001 --gid carina --home-dir /var/lib/carina --no-create-home --shell /usr/sbin/nologin carina \
-    && install --directory --owner carina --group carina --mode 0700 /var/lib/carina \
+    && install --directory --owner carina --group carina --mode 0700 \
+        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines \
     && python -m venv /opt/carina
 WORKDIR /var/lib/carina
 
 FROM runtime AS trainer
 RUN --mount=type=bind,from=wheels-trainer,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,train]'
-RUN install --directory --owner carina --group carina /bundles
 USER carina
 ENTRYPOINT ["carina"]
-CMD ["train", "--list"]
+CMD ["rebuild", "--help"]
 
 # --- GPU ------------------------------------------------------------------------------------
 # Not executed: written without a machine that has Docker and a GPU.
@@ -64,7 +64,8 @@ ENV PYTHONUNBUFFERED=1 \
     CARINA_HOME=/var/lib/carina
 RUN groupadd --gid 10001 carina \
     && useradd --uid 10001 --gid carina --home-dir /var/lib/carina --no-create-home --shell /usr/sbin/nologin carina \
-    && install --directory --owner carina --group carina --mode 0700 /var/lib/carina
+    && install --directory --owner carina --group carina --mode 0700 \
+        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines
 RUN --mount=type=bind,from=wheels-gpu,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,tensorrt]'
 WORKDIR /var/lib/carina

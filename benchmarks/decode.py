@@ -5,9 +5,10 @@
 
 Both start from the file's bytes in memory and end with the stored pixels as an array: our reader, guard and
 decoder on one side, ``pydicom.dcmread(...).pixel_array`` on the other, in turns, in one process, on one
-thread. Medians; the ratio is that of the medians. Both must give the same pixels, except where the syntax is
-lossy and the libraries round differently (the largest difference is shown then). Where pydicom has no
-plugin on this machine, what it asks for is shown instead: nothing is installed for the comparison.
+thread. (Uncompressed pixels are a view of the file with us: nothing is copied.) Medians; the ratio is that
+of the medians. Both must give the same pixels, except where the syntax is lossy and the libraries round
+differently: the largest difference is shown then. Where pydicom has no plugin on this machine, what it
+asks for is shown instead: nothing is installed for the comparison.
 """
 
 from __future__ import annotations

@@ -87,7 +87,11 @@ def open_bundle(settings: Settings, database: Database, registered: registry.Reg
     """
     with ExitStack() as opened:
         bundle = load_bundle(
-            registered.directory, home=settings.home, backend=settings.backend, precision=settings.precision
+            registered.directory,
+            home=settings.home,
+            backend=settings.backend,
+            precision=settings.precision,
+            build=settings.engine_build,
         )
         opened.callback(bundle.close)
         check_settings(bundle.manifest)

@@ -41,6 +41,7 @@ class Settings:
     )
     backend: str = _setting("auto", "Engine backend: auto or openvino.")
     precision: str = _setting("auto", "Engine precision: auto, fp32 or bf16.")
+    engine_build: str = _setting("auto", "Engines: auto builds what the cache lacks, never refuses it.")
     claim_size: int = _setting(16, "Films claimed together.")
     engine_batch: int = _setting(1, "Films given to the engine together; 1 is best on a CPU.")
     decoders: int = _setting(0, "Decoder processes; 0 means one per core.")

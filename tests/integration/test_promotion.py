@@ -285,13 +285,12 @@ def test_a_suspect_is_read_with_the_bundle_its_lease_is_bound_to(night: Night) -
 def test_a_bundle_on_trial_reads_in_the_shadow_and_is_published_when_it_is_promoted(night: Night) -> None:
     night.films(30)
     second = night.add(2)
-    with night.worker() as engines:
+    with night.worker():
         wait_until(lambda: night.count("done") == 30, "the night")
         assert open_shadow_jobs(night.database, night.bundle_id(second), last=20).opened == 20
         wait_until(lambda: night.count("done", bundle=second) == 20, "the shadow jobs")
         assert night.check_every_result() == {"chest:1": 30, second: 20}
         assert shown(night) == {"chest:1": 30}
-        wait_until(lambda: not engines.shadow_waits, "the bundle on trial to be closed")
         promote(night.database, night.settings, second, actor="tester")
         assert shown(night) == {"chest:1": 10, second: 20}
         # Submitted again: what it read in the shadow is not read again.

@@ -83,7 +83,7 @@ class EngineRecord:
 class StoredEngine:
     """An engine in the cache, as people ask for it.
 
-    ``damage`` says why no worker will use it; empty for a whole one.
+    ``damage`` says why no worker will use it, empty for a whole one; ``size`` is in bytes, 0 where it was not read.
     """
 
     folder: Path
@@ -187,18 +187,18 @@ def building(home: Path, key: EngineKey) -> Iterator[None]:
         yield
 
 
-def stored_engines(home: Path) -> Iterator[StoredEngine]:
-    """Every engine in the cache, compared with its SHA-256, in the order of the folders."""
+def stored_engines(home: Path, *, compare: bool = True) -> Iterator[StoredEngine]:
+    """Every engine in the cache, in the order of the folders; ``compare`` reads them and checks their SHA-256."""
     for path in sorted((home / FOLDER).glob(f"*/*/*/{SIDECAR_NAME}")):
-        yield _stored(path.parent)
+        yield _stored(path.parent, compare)
 
 
-def _stored(directory: Path) -> StoredEngine:
+def _stored(directory: Path, compare: bool) -> StoredEngine:
     sidecar: dict[str, Any] = {}
     damage, size = "", 0
     try:
         sidecar = _read_sidecar(directory) or {}
-        if sidecar["parity"]["passed"] is True:
+        if sidecar["parity"]["passed"] is True and compare:
             size = len(_read_compiled(directory, sidecar["compiled_sha256"]))
     except UnusableEngineError as error:
         damage = str(error)

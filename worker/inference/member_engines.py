@@ -7,7 +7,8 @@ the gate refuses, falls to the next, and it is said; nothing is ever used that t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from worker.inference.cache import (
     stored_engines,
     write_engine,
 )
-from worker.inference.engines.base import Backend, Engine, EngineBuildError, EngineError, Precision
+from worker.inference.engines.base import Backend, Engine, EngineBuildError, EngineError, Precision, reason_of
 from worker.inference.parity import ParityReport, ParityThresholds, check_parity
 from worker.inference.site_gate import check_site
 from worker.inference.site_set import SiteFilms, site_films
@@ -172,7 +173,8 @@ class _Attempt:
             if not record.passed or record.compiled is None:
                 raise EngineBuildError(f"{'; '.join(record.parity['sentences'])} (tested {record.built_at})")
             try:
-                engine = backend.load(record.compiled, self.precision, threads=self.maker.threads)
+                with _library_errors(backend):
+                    engine = backend.load(record.compiled, self.precision, threads=self.maker.threads)
                 _warm(engine)
             except EngineBuildError as error:
                 raise UnusableEngineError(f"it does not load: {str(error).rstrip('.')}") from None
@@ -196,7 +198,8 @@ class _Attempt:
 
     def _built(self, site: SiteFilms) -> tuple[Engine, dict[str, Any]]:
         maker, member = self.maker, self.member
-        engine = maker.backend.compile(maker.directory / self.network, self.precision, threads=maker.threads)
+        with _library_errors(maker.backend):
+            engine = maker.backend.compile(maker.directory / self.network, self.precision, threads=maker.threads)
         try:
             _check_outputs(maker.manifest, member, self.network, engine)
             report = check_parity(engine, member, maker.manifest, maker.directory, maker.thresholds)
@@ -261,7 +264,7 @@ class _Attempt:
         """For which other versions and devices the cache has this engine."""
         found = sorted(
             f"{stored.key['backend']} {stored.key['backend_version']} on {stored.key['device']}"
-            for stored in stored_engines(self.maker.home)
+            for stored in stored_engines(self.maker.home, compare=False)
             if not stored.damage
             and stored.key.get("bundle_sha256") == self.maker.bundle_sha256
             and (stored.key.get("member"), stored.key.get("precision")) == (self.member.name, self.precision)
@@ -283,6 +286,18 @@ class _Attempt:
             precision=self.precision,
             gate=maker.thresholds.to_json(),
         )
+
+
+@contextmanager
+def _library_errors(backend: Backend) -> Iterator[None]:
+    """Whatever else a library raises counts as a failed build: the next precision or backend may work."""
+    try:
+        yield
+    except EngineBuildError:
+        raise
+    except Exception as error:
+        log.debug("%s failed", backend.name, exc_info=True)
+        raise EngineBuildError(f"{backend.name} failed: {type(error).__name__}: {reason_of(error)}") from error
 
 
 def _warm(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -112,14 +112,13 @@ class SwappingEngines(Engines):
         self._database = database
         self._open_bundle = open_bundle
         self._worker = worker
-        self._wants_shadows = shadow
+        self._shadow = shadow
         self._clock = clock
         self._lock = threading.Lock()
         self._serving = _Shift(first)
         self._told = first.bundle_id
         self._trial: _Shift | None = None
         self._troubles: dict[int, _Trouble] = {}
-        self._shadow_waits = shadow
         self._closed = False
 
     @property
@@ -128,9 +127,14 @@ class SwappingEngines(Engines):
         return self._serving.opened.key
 
     @property
-    def shadow_waits(self) -> bool:
-        """Whether shadow jobs are open that this worker will do; True until it has looked."""
-        return self._shadow_waits
+    def do_shadow_jobs(self) -> bool:
+        """Whether bundles on trial are loaded."""
+        return self._shadow
+
+    @property
+    def refused(self) -> Collection[int]:
+        """The bundles that were asked for and could not be loaded."""
+        return tuple(self._troubles)
 
     @contextmanager
     def hold(self) -> Iterator[Processor]:
@@ -186,7 +190,7 @@ class SwappingEngines(Engines):
     def _wanted(self) -> _Wanted:
         with self._database.read() as connection:
             champion = connection.scalar(_CHAMPION)
-            on_trial = bundles_on_trial(connection) if self._wants_shadows else []
+            on_trial = bundles_on_trial(connection) if self._shadow else []
         return _Wanted(champion, on_trial)
 
     def _serve(self, champion: int) -> None:
@@ -229,7 +233,6 @@ class SwappingEngines(Engines):
                 log.info("bundle %s is on trial here", opened.key)
                 if closed:
                     self._end(new)
-        self._shadow_waits = any(bundle_id not in self._troubles for bundle_id in bundles)
 
     def _open(self, bundle_id: int) -> Opened | None:
         trouble = self._troubles.get(bundle_id)

@@ -8,7 +8,7 @@ a bundle that did not make it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -49,14 +49,20 @@ class Engines(ABC):
 
     @property
     @abstractmethod
-    def shadow_waits(self) -> bool:
-        """Whether shadow jobs are open that this worker will do in time."""
+    def do_shadow_jobs(self) -> bool:
+        """Whether this worker loads bundles on trial."""
+
+    @property
+    @abstractmethod
+    def refused(self) -> Collection[int]:
+        """The bundles that were asked for and could not be loaded."""
 
 
 class OneEngine(Engines):
     """A processor that is never exchanged."""
 
-    shadow_waits = False
+    do_shadow_jobs = False
+    refused = ()
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor

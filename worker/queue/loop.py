@@ -14,13 +14,12 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, DatabaseVersionError, is_busy
@@ -31,7 +30,7 @@ from worker.queue.claiming import Claimer
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
 from worker.queue.engines import Engines, OneEngine, Processor
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, FinishReport, finish, postpone
-from worker.queue.idle import open_jobs
+from worker.queue.idle import Idle
 from worker.queue.keeper import Batch, LeaseKeeper
 from worker.queue.ledger import WorkerIdentity, deregister_worker, release
 from worker.queue.outcomes import Claim, Outcome
@@ -47,9 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Batches a worker works on at the same time: one is read while the other is inferred.
 IN_FLIGHT = 2
-
-#: Given the roots that this machine lacks, asks whether there is anything left to wait for.
-Idle = Callable[[Collection[str]], Select[Any]]
 
 _LOOK_SECONDS = 0.2
 #: At the end of the loop, how long to wait for a bundle that is being loaded.
@@ -155,8 +151,7 @@ class WorkerLoop:
         self._patience = Patience(wait=stop.wait)
         self._over.clear()
         self._slots.open()
-        idle = partial(open_jobs, submission_id) if until_idle or submission_id is not None else None
-        self._until_shadows_end = idle is not None and submission_id is None
+        idle = Idle(submission_id, self._engines) if until_idle or submission_id is not None else None
         with self._watchdog.over(self._database):
             with outage_ends(stop.is_set):
                 self._patience.until_done(lambda: ensure_duties(self._database, self._duties), give_up=stop.is_set)
@@ -372,12 +367,11 @@ class WorkerLoop:
 
     def _nothing_open(self, idle: Idle) -> bool:
         def look() -> bool:
-            statement = idle(self._claimer.missing_roots())
+            missing = self._claimer.missing_roots()
             with self._database.read() as connection:
-                return not connection.scalar(statement)
+                return not idle.anything_open(connection, missing)
 
-        waits = self._until_shadows_end and self._engines.shadow_waits
-        return not waits and self._patience.until_done(look, give_up=lambda: self._ending)
+        return self._patience.until_done(look, give_up=lambda: self._ending)
 
     # -- engines and duties -----------------------------------------------------------
 

@@ -86,6 +86,7 @@ def metrics_of(report: dict[str, Any]) -> str:
     return table.read_text()
 
 
+@pytest.mark.timeout(900)
 def test_killed_in_the_middle_of_training(settings: Settings, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "tiny-findings", FINDINGS.replace("phantoms = 60", "phantoms = 40"))
     assert rebuild_until(settings, recipe, "mid-training").returncode == -signal.SIGKILL

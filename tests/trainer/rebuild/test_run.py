@@ -27,9 +27,6 @@ from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
 from worker.inference.registry import bundle_folder, champion, list_bundles
 from worker.settings import Settings
 
-# One rebuilt site serves all tests of this file.
-pytestmark = pytest.mark.xdist_group("rebuilt site")
-
 MakeRequest = Any
 CHAMPION = read_manifest(PACKAGED_BUNDLE).key
 

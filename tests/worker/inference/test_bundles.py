@@ -410,6 +410,20 @@ def test_auto_falls_to_the_next_backend_and_says_why(tiny, home, monkeypatch, ca
         load_bundle(tiny, home=home, backend="broken", precision="fp32", threads=1)
 
 
+def test_a_library_that_changed_its_interface_falls_to_the_next_backend(tiny, home, monkeypatch):
+    class Changed(OpenVinoBackend):
+        name = "changed"
+
+        def compile(self, network, precision, *, threads=None):
+            raise AttributeError("module has no attribute 'Builder'")
+
+    order = {"changed": lambda folder: Changed(), **backends.BACKENDS}
+    monkeypatch.setattr(backends, "BACKENDS", order)
+    bundle = load_bundle(tiny, home=home, precision="fp32", threads=1)
+    assert bundle.engine_description["backend"] == "openvino"
+    assert any("fp32 refused: changed failed: AttributeError: module has no attribute" in note for note in bundle.notes)
+
+
 def test_auto_asks_gpu_backends_only_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(backends.cuda, "count_gpus", lambda: 0)
     assert backends.backends_to_try() == ("openvino",)

@@ -257,16 +257,16 @@ def test_another_start_of_the_worker_keeps_its_own_row(bench: Bench) -> None:
 class TestTrial:
     def test_a_candidate_is_held_for_as_long_as_it_has_open_jobs(self, bench: Bench) -> None:
         bench.engines.look()
-        assert (bench.trial(), bench.engines.shadow_waits) == (None, False)
+        assert bench.trial() is None
         bench.shadow(2)
         bench.engines.look()
-        assert (bench.serving(), bench.trial(), bench.row(), bench.engines.shadow_waits) == (1, 2, 1, True)
+        assert (bench.serving(), bench.trial(), bench.row()) == (1, 2, 1)
         with bench.engines.hold_shadow() as processor:
             assert processor is not None
             bench.shadow(2, state="cancelled")
             bench.engines.look()
             assert (bench.trial(), bench.closed()) == (None, [])
-        assert (bench.closed(), bench.engines.shadow_waits) == ([2], False)
+        assert bench.closed() == [2]
 
     def test_promoted_it_serves_without_being_loaded_again(self, bench: Bench) -> None:
         bench.shadow(2)
@@ -276,23 +276,20 @@ class TestTrial:
         bench.engines.look()
         assert (bench.serving(), bench.trial(), bench.tries, bench.closed()) == (2, None, [2], [1])
 
-    def test_one_that_cannot_be_loaded_is_waited_for_by_nobody(self, bench: Bench) -> None:
+    def test_one_that_cannot_be_loaded_is_known_so_that_nobody_waits_for_it(self, bench: Bench) -> None:
         bench.faults[2] = BundleError("damaged")
         bench.shadow(2)
         bench.engines.look()
         bench.engines.look()
-        assert (bench.trial(), bench.engines.shadow_waits, bench.tries) == (None, False, [2])
+        assert (bench.trial(), bench.engines.refused, bench.tries) == (None, (2,), [2])
         assert bench.refusals() == [("w1", "bundle:2", "damaged")]
 
     def test_a_worker_may_leave_it_to_others(self, bench: Bench) -> None:
         bench.start(shadow=False)
         bench.shadow(2)
-        assert not bench.engines.shadow_waits
+        assert not bench.engines.do_shadow_jobs
         bench.engines.look()
         assert (bench.trial(), bench.tries) == (None, [])
-
-    def test_until_it_has_looked_nobody_knows(self, bench: Bench) -> None:
-        assert bench.engines.shadow_waits
 
 
 class TestClosing:

@@ -257,7 +257,8 @@ class TestTrouble:
         with running(loop(ledger, Scripted(stick), on_stall=on_stall)) as (_, stop):
             assert stalled.wait(WAIT)
             age_leases(ledger.database)
-            assert sweep(ledger.database).expired == 1
+            sweep(ledger.database)  # unless the loop's own duty was quicker
+            assert set(job_states(ledger.database).values()) == {"ready"}
             stop.set()
             release_film.set()
         assert said[0].startswith("Nothing moved for 0 s in 1 of 1 batches")

@@ -22,7 +22,7 @@ from worker.intake.resubmission import outdated_films
 from worker.queue.claim_statements import EVERYWHERE
 from worker.queue.engines import Engines, OneEngine
 from worker.queue.finish import finish
-from worker.queue.idle import open_jobs
+from worker.queue.idle import Idle
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import make_due_ready, sweep
 from worker.queue.ledger import release, retry
@@ -221,7 +221,7 @@ class TestUnseen:
                     queries.open_films(connection, 1),
                     queries.failed_films(connection),
                     waiting_films(connection),
-                    [bool(connection.scalar(open_jobs(which, ()))) for which in (None, 1)],
+                    [Idle(which, OneEngine(Reader(1))).anything_open(connection, ()) for which in (None, 1)],
                     outdated_films(connection, [1, 2, 3]),
                 ]
                 pace = queries.throughput(connection)
@@ -368,7 +368,9 @@ class Reader:
 
 
 class Both(Engines):
-    """One bundle serves and one is on trial for as long as it has open jobs."""
+    """One bundle serves and one is on trial."""
+
+    do_shadow_jobs = True
 
     def __init__(self, ledger: Ledger, serving: Reader, trial: Reader, *, loads: bool = True) -> None:
         self.ledger, self.serving, self.trial, self.loads = ledger, serving, trial, loads
@@ -378,15 +380,14 @@ class Both(Engines):
 
     @contextmanager
     def hold_shadow(self) -> Iterator[Reader | None]:
-        yield self.trial if self.shadow_waits else None
+        yield self.trial if self.loads else None
 
     def look(self) -> None:
         pass
 
     @property
-    def shadow_waits(self) -> bool:
-        with self.ledger.database.read() as connection:
-            return self.loads and bool(bundles_on_trial(connection))
+    def refused(self) -> tuple[int, ...]:
+        return () if self.loads else (self.trial.bundle_id,)
 
 
 class TestInTheLoop:
@@ -420,6 +421,18 @@ class TestInTheLoop:
         loop.run(threading.Event(), until_idle=True)
         assert trial.films == []
         assert {row.state for row in shadow_rows(ledger)} == {"ready"}
+
+    def test_nobody_waits_for_films_that_this_machine_cannot_reach(self, ledger: Ledger, candidate: int) -> None:
+        register_films(ledger.database, ["a"], root="elsewhere")
+        read(ledger, ledger.must_claim(1, revision=REVISION))
+        done_films(ledger, 1)
+        open_shadow_jobs(ledger.database, candidate)
+        trial = Reader(candidate)
+        engines = Both(ledger, Reader(ledger.bundle_id), trial)
+        loop = WorkerLoop(ledger.settings, ledger.database, ledger.worker, engines, solo_command=["false"])
+        loop.run(threading.Event(), until_idle=True)
+        assert trial.films == ["f0"]
+        assert sorted(row.state for row in shadow_rows(ledger)) == ["done", "ready"]
 
     def test_a_submission_does_not_wait_for_them(self, ledger: Ledger, candidate: int) -> None:
         done_films(ledger, 2)
