@@ -20,7 +20,7 @@ def test_half_precision_keeps_every_winner(seed: int, spread: float) -> None:
     half = half_with_winners(probabilities)
     assert half.dtype == np.float16
     np.testing.assert_array_equal(half.argmax(axis=0), probabilities.argmax(axis=0))
-    assert np.abs(half.astype(np.float64) - probabilities).max() < 1e-3
+    assert np.abs(half.astype(np.float64) - probabilities).max() < 2e-3
 
 
 def test_what_needs_no_help_is_plainly_rounded() -> None:
