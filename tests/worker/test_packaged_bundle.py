@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import openvino
 import pytest
 
 from schema.bundle import Manifest, read_manifest
@@ -18,6 +17,8 @@ from worker.film.source import FilmSource
 from worker.findings.eligibility import judge
 from worker.findings.measurements import measure
 from worker.findings.postprocess import PostprocessSettings, postprocess
+from worker.inference.engines.base import Engine, Precision
+from worker.inference.engines.openvino import OpenVinoBackend
 from worker.metrics import auroc, overlap, region_overlaps
 from worker.phantom import dicom_bytes, make_phantom, phantom_dataset
 
@@ -39,14 +40,13 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def networks(manifest: Manifest) -> dict[str, openvino.CompiledModel]:
-    core = openvino.Core()
-    precision = {"INFERENCE_PRECISION_HINT": "f32"}
-    return {m.task: core.compile_model(str(DIRECTORY / m.onnx), "CPU", precision) for m in manifest.members}
+def networks(manifest: Manifest) -> dict[str, Engine]:
+    backend = OpenVinoBackend()
+    return {m.task: backend.compile(DIRECTORY / m.onnx, Precision.FP32) for m in manifest.members}
 
 
-def segment(networks: dict[str, openvino.CompiledModel], tensor: np.ndarray) -> np.ndarray:
-    return np.asarray(networks["segmentation"]({"image": tensor[None]})["probabilities"][0])
+def segment(networks: dict[str, Engine], tensor: np.ndarray) -> np.ndarray:
+    return np.asarray(networks["segmentation"].run(tensor[None])["probabilities"][0])
 
 
 def test_is_whole_and_small(manifest: Manifest) -> None:
@@ -59,7 +59,7 @@ def test_is_whole_and_small(manifest: Manifest) -> None:
     assert {str(path.relative_to(DIRECTORY)) for path in DIRECTORY.rglob("*") if path.is_file()} == listed
 
 
-def test_finds_the_regions_of_new_phantoms(manifest: Manifest, networks: dict[str, openvino.CompiledModel]) -> None:
+def test_finds_the_regions_of_new_phantoms(manifest: Manifest, networks: dict[str, Engine]) -> None:
     steps = manifest.members_of("segmentation")[0].preprocess
     scores = []
     for seed in range(8):
@@ -73,19 +73,19 @@ def test_finds_the_regions_of_new_phantoms(manifest: Manifest, networks: dict[st
     assert mean[Region.CARINA] > 0.35
 
 
-def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[str, openvino.CompiledModel]) -> None:
+def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[str, Engine]) -> None:
     steps = manifest.members_of("classification")[0].preprocess
     names = [finding.finding for finding in manifest.findings]
     scores, truth = [], []
     for seed in range(30):
         phantom = make_phantom(2 * 10**6 + seed, rows=320, columns=280, pneumonia=seed % 2 == 0, randomise=0.4)
-        output = networks["classification"]({"image": apply(steps, phantom.image, None)[None]})
+        output = networks["classification"].run(apply(steps, phantom.image, None)[None])
         scores.append(output["probabilities"][0][names.index("pneumonia")])
         truth.append(seed % 2 == 0)
     assert auroc(np.asarray(truth), np.asarray(scores)) > 0.85
 
 
-def picture_verdict(manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path) -> bool:
+def picture_verdict(manifest: Manifest, networks: dict[str, Engine], path: Path) -> bool:
     member = manifest.members_of("segmentation")[0]
     film = prepare(FilmSource(path), {member.name: member.preprocess})
     probabilities = segment(networks, film.tensors[member.name])
@@ -102,7 +102,7 @@ def picture_verdict(manifest: Manifest, networks: dict[str, openvino.CompiledMod
 @pytest.mark.parametrize(("kind", "chest"), [(None, True), ("limb", False), ("pelvis", False), ("lateral", False)])
 def test_only_chests_are_eligible(
     manifest: Manifest,
-    networks: dict[str, openvino.CompiledModel],
+    networks: dict[str, Engine],
     tmp_path: Path,
     kind: str | None,
     chest: bool,
@@ -115,17 +115,13 @@ def test_only_chests_are_eligible(
 
 @pytest.mark.skipif(not REAL_CHESTS, reason="the shared real films are not here")
 @pytest.mark.parametrize("path", REAL_CHESTS, ids=lambda path: path.stem[-24:])
-def test_real_adult_chests_are_eligible(
-    manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path
-) -> None:
+def test_real_adult_chests_are_eligible(manifest: Manifest, networks: dict[str, Engine], path: Path) -> None:
     assert picture_verdict(manifest, networks, path)
 
 
 @pytest.mark.skipif(not STRANGERS, reason="the shared real films are not here")
 @pytest.mark.parametrize("path", STRANGERS, ids=lambda path: path.stem[-24:])
-def test_real_hip_leg_and_dog_are_not(
-    manifest: Manifest, networks: dict[str, openvino.CompiledModel], path: Path
-) -> None:
+def test_real_hip_leg_and_dog_are_not(manifest: Manifest, networks: dict[str, Engine], path: Path) -> None:
     try:
         assert not picture_verdict(manifest, networks, path)
     except FilmError as error:
@@ -133,9 +129,7 @@ def test_real_hip_leg_and_dog_are_not(
 
 
 @pytest.mark.skipif(not (SHARED / "ped_cxr").is_dir(), reason="the shared real films are not here")
-def test_lungs_of_real_children_agree_with_peoples_drawings(
-    manifest: Manifest, networks: dict[str, openvino.CompiledModel]
-) -> None:
+def test_lungs_of_real_children_agree_with_peoples_drawings(manifest: Manifest, networks: dict[str, Engine]) -> None:
     steps = manifest.members_of("segmentation")[0].preprocess
     scores = []
     for path in sorted((SHARED / "ped_cxr" / "img224").glob("*.jpeg"))[::180]:

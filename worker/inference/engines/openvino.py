@@ -75,6 +75,17 @@ def _openvino() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """The one ``Core`` of this process, which lives as long as the process.
+
+    OpenVINO's CPU plugin registers an alternate signal stack for the thread that makes it and frees
+    that stack when its last user goes. With several cores, whose networks go in any order, a freed
+    stack stays registered, and the next signal Python handles ends the process without a word.
+    """
+    return _openvino().Core()
+
+
 class OpenVinoEngine(Engine):
     """A network compiled by OpenVINO for this machine's processor."""
 
@@ -121,9 +132,8 @@ class OpenVinoBackend:
     name = "openvino"
 
     def __init__(self) -> None:
-        openvino = _openvino()
-        self._core = openvino.Core()
-        self.version: str = openvino.get_version()
+        self._core = _core()
+        self.version: str = _openvino().get_version()
         self.device: str = self._core.get_property(_DEVICE, "FULL_DEVICE_NAME").strip()
         self.capabilities: tuple[str, ...] = tuple(
             sorted(self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
