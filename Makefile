@@ -47,6 +47,9 @@ bench: $(VENV)/.developer  ## The benchmarks behind every quoted figure
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/throughput.py
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) carina-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

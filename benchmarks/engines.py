@@ -3,6 +3,7 @@
     python benchmarks/engines.py                                  # U-Net and DenseNet-121 at the papers' sizes
     python benchmarks/engines.py --networks holste_unet resnet101 --rounds 30
     python benchmarks/engines.py --bundle ~/mine/bundle           # a bundle's own networks and variants
+    python benchmarks/engines.py --bundle worker/bundles/phantom-2 --twins /tmp/twins
     python benchmarks/engines.py --write docs/gpu-evidence.md     # on a machine with a GPU
 
 Films a second from host memory to host memory, for each batch size, of every backend and precision
@@ -28,115 +29,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from schema.bundle import (
-    BundleRegion,
-    FindingThreshold,
-    Manifest,
-    Member,
-    Task,
-    read_manifest,
-    sha256_of,
-    write_manifest,
-)
-from schema.regions import HOLSTE_REGIONS
+import numpy as np
+from topologies import TOPOLOGIES, WARM_TARGET, Subject, as_bundle, starts, topology, with_twins
+
+from schema.bundle import read_manifest
 from worker.inference.engines.backends import BACKENDS, backends_to_try, open_backend
-from worker.inference.engines.base import BUCKETS, Backend, EngineBuildError, Precision
+from worker.inference.engines.base import BUCKETS, Backend, EngineBuildError
 from worker.inference.engines.cuda import count_gpus
 
-INT8_TARGET, WARM_TARGET = 1.6, 0.25
-#: Network → input channels, outputs and picture size, as in the papers.
-TOPOLOGIES = {
-    "holste_unet": (1, 8, 256),
-    "densenet121": (3, 10, 512),
-    "densenet169": (3, 10, 512),
-    "resnet101": (3, 10, 512),
-}
+INT8_TARGET = 1.6
 #: How it runs → batch of pictures → nothing of interest.
 Runners = dict[str, Callable[[np.ndarray], object]]
 MARKS = ("<!-- measured: benchmarks/engines.py --write -->", "<!-- end of measured -->")
-
-
-@dataclass
-class Subject:
-    """A network: its file for each variant ("" is the main one), and itself for PyTorch if it is at hand."""
-
-    name: str
-    shape: tuple[int, int, int]
-    files: dict[str, Path]
-    module: Any = None
-    best: dict[tuple[str, int], float] = field(default_factory=dict)
-
-
-def topology(name: str, folder: Path, size: int | None) -> Subject:
-    """A network of the trainer with random weights, exported in every form that this machine has a use for."""
-    import torch
-
-    from trainer.export.onnx_export import OUTPUTS, ClassificationOutputs, SegmentationOutputs, export_onnx
-    from trainer.export.quantise import quantise
-    from trainer.networks.registry import NETWORKS, make_network
-    from worker.inference.engines.torch import write_program
-
-    channels, outputs, usual = TOPOLOGIES[name]
-    shape = (channels, size or usual, size or usual)
-    torch.manual_seed(0)
-    network = make_network(name, channels, outputs).train()
-    with torch.no_grad():
-        # Running statistics of something that is not nothing, so that 8 bits have ranges.
-        network(torch.rand(4, channels, 64, 64))
-    task = NETWORKS[name].task
-    module = (SegmentationOutputs if task == "segmentation" else ClassificationOutputs)(network).eval()
-    files = {"": folder / f"{name}.onnx", "int8": folder / f"{name}.int8.onnx", "torch": folder / f"{name}.pt2"}
-    export_onnx(module, files[""], shape, OUTPUTS[task])
-    write_program(module, files["torch"], shape, OUTPUTS[task])
-    rng = np.random.default_rng(0)
-    quantise(files[""], files["int8"], [rng.random(shape, np.float32) for _ in range(2)])
-    return Subject(name, shape, files, module)
-
-
-def as_bundle(subjects: list[Subject], folder: Path) -> Path:
-    """A bundle of topologies, with four parity films whose references are what float32 says."""
-    backend = open_backend("openvino")
-    arrays: list[dict[str, np.ndarray]] = [{} for _ in range(4)]
-    members = []
-    for subject in subjects:
-        engine = backend.compile(subject.files[""], Precision.FP32)
-        task: Task = "classification" if engine.spec.output("cam") else "segmentation"
-        members.append(Member(subject.name, task, subject.files[""].name, *subject.shape, ()))
-        for seed, film in enumerate(arrays):
-            picture = np.random.default_rng(seed).random(subject.shape, np.float32).astype(np.float16)
-            outputs = engine.run(picture[np.newaxis].astype(np.float32))
-            film[f"{subject.name}.input"] = picture
-            film |= {f"{subject.name}.{name}": value[0] for name, value in outputs.items()}
-        engine.close()
-    for number, film in enumerate(arrays):
-        np.savez_compressed(folder / f"{number}.npz", **film)
-    files = [f"{number}.npz" for number in range(len(arrays))] + [member.onnx for member in members]
-    findings = [f"finding_{number}" for number in range(10)] if len(members) > 1 else []
-    manifest = Manifest(
-        name="topologies",
-        version="1",
-        created="",
-        description="Random weights.",
-        regions=tuple(BundleRegion(r.value, r.name, r.title, r.colour, "exact") for r in HOLSTE_REGIONS),
-        findings=tuple(FindingThreshold(finding, 0.5) for finding in findings),
-        members=tuple(members),
-        temperature=1.0,
-        parity_films=tuple(files[: len(arrays)]),
-        metrics={},
-        recipe={},
-        data_digest="",
-        files={name: sha256_of(folder / name) for name in files},
-    )
-    write_manifest(folder, manifest)
-    return folder
 
 
 def members_of(bundle: Path) -> Iterator[Subject]:
@@ -237,36 +147,6 @@ def int8_ratios(subject: Subject) -> dict[str, float]:
     return {name: speed / rival for name, speed in speeds.items() if name.startswith("openvino int8") and rival}
 
 
-START = """
-import sys, time
-from pathlib import Path
-from worker.inference.bundles import load_bundle
-from worker.inference.engines.backends import open_backend
-open_backend(sys.argv[3])
-started = time.perf_counter()
-load_bundle(Path(sys.argv[1]), home=Path(sys.argv[2]), backend=sys.argv[3])
-print(time.perf_counter() - started)
-"""
-
-
-def start_seconds(bundle: Path, home: Path, backend: str) -> float:
-    """Seconds until a bundle is ready in a new process."""
-    done = subprocess.run(
-        [sys.executable, "-c", START, str(bundle), str(home), backend], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
-def starts(bundle: Path, backend: str, rounds: int) -> tuple[float, float]:
-    """Median seconds of a cold and of a warm start."""
-    cold, warm = [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as home:
-            cold.append(start_seconds(bundle, Path(home), backend))
-            warm.append(start_seconds(bundle, Path(home), backend))
-    return median(cold), median(warm)
-
-
 def machine(backends: list[Backend]) -> list[str]:
     """Device, driver and versions, as Markdown."""
     lines = [
@@ -303,12 +183,15 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", choices=TOPOLOGIES, default=["holste_unet", "densenet121"])
     parser.add_argument("--size", type=int, help="side of the pictures (default: the papers')")
     parser.add_argument("--bundle", type=Path, help="measure this bundle's networks instead")
+    parser.add_argument("--twins", type=Path, help="first copy the bundle there, with 8-bit twins of its networks")
     parser.add_argument("--backend", default="auto", choices=["auto", *BACKENDS])
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 and 8, on a GPU all buckets")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--starts", type=int, default=5, help="cold and warm starts; 0 leaves them out")
     parser.add_argument("--write", type=Path, help="a document with the marks for the tables")
     options = parser.parse_args()
+    if options.twins:
+        options.bundle = with_twins(options.bundle, options.twins)
     gpu = count_gpus() > 0
     batches = tuple(options.batches or (BUCKETS if gpu else (1, 8)))
     backends: list[Backend] = []

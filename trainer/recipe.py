@@ -269,6 +269,12 @@ class Recipe(_Table):
             preprocess.check(self.preprocess, channels, height, width)
         except BundleError as error:
             raise ValueError(str(error)) from None
+        varied = self.augmentation.live != LiveTable() or self.augmentation.saved.copies > 0
+        if varied and any(step["step"] == "standardise" for step in self.preprocess):
+            raise ValueError(
+                "augmentation needs grey values from 0 to 1, which the standardise step of preprocess takes away: "
+                "leave that step out (batch normalisation does its work), or give no augmentation"
+            )
         if self.task == "segmentation":
             _known("data.regions", self.data.regions, ALL_REGIONS)
             if len(self.data.regions) < 2 or self.data.regions[0] != "background":

@@ -172,6 +172,10 @@ class CarinaError(Exception):
     """
 
 
+class MachineError(CarinaError):
+    """This process cannot read any film: none is to blame, and it should end and give them back."""
+
+
 class FilmError(Exception):
     """One film cannot go on.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from schema.bundle import Manifest
 from schema.tables import JobKind
-from worker.errors import FilmError
+from worker.errors import FilmError, MachineError
 from worker.film.pool import DecoderDied, DecoderPool
 from worker.film.prepared import PreparedFilm
 from worker.film.source import FilmSource
@@ -179,6 +179,8 @@ class Pipeline:
             except DecoderDied as death:
                 outcomes[job.id] = Outcome(job, crash=death.exit_code)
                 continue
+            except MachineError:
+                raise
             except Exception as error:
                 outcomes[job.id] = Outcome(job, error=_unexpected("PREPROCESS_FAILED", job, error))
                 continue

@@ -20,13 +20,13 @@ from schema.bundle import BundleError
 from schema.database import Database, is_busy
 from schema.tables import job
 from worker.devices import Device, choose_devices, find_gpus, run_devices
-from worker.errors import CarinaError, FilmError
+from worker.errors import CarinaError
 from worker.film.pool import DecoderPool
 from worker.inference import registry
 from worker.inference.bundle_files import check_settings
 from worker.inference.bundles import load_bundle
 from worker.inference.engines.backends import BACKENDS
-from worker.inference.swap import Opened, SwappingEngines
+from worker.inference.swap import Opened, SwappingEngines, reason_of
 from worker.intake.sources import resolve
 from worker.pipeline import Pipeline
 from worker.queue.loop import WorkerLoop, run_solo
@@ -120,16 +120,18 @@ def open_first(settings: Settings, database: Database) -> Opened:
 
     Raises
     ------
-    schema.bundle.BundleError, worker.errors.FilmError
+    schema.bundle.BundleError, worker.errors.FilmError, MemoryError
         Neither can be loaded on this machine: what is wrong with the one in service.
     """
     try:
         return open_bundle(settings, database, registry.champion(database, settings))
-    except (BundleError, FilmError) as error:
+    except DBAPIError:
+        raise
+    except Exception as error:
         before = registry.previous(database, settings)
         if before is None:
             raise
-        log.error("The bundle in service cannot be loaded here, %s serves instead. %s", before.key, error)
+        log.error("The bundle in service cannot be loaded here, %s serves instead. %s", before.key, reason_of(error))
         try:
             return open_bundle(settings, database, before)
         except BundleError:

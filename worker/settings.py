@@ -39,8 +39,8 @@ class Settings:
     roots: str = _setting(
         "local=/", "Named folders that films lie under, NAME=FOLDER separated by commas; the longest match wins."
     )
-    backend: str = _setting("auto", "Engine backend: auto or openvino.")
-    precision: str = _setting("auto", "Engine precision: auto, fp32 or bf16.")
+    backend: str = _setting("auto", "Engine backend: auto, tensorrt, torch or openvino.")
+    precision: str = _setting("auto", "Engine precision to begin with: auto, int8, int8-fp32, fp16, bf16 or fp32.")
     engine_build: str = _setting("auto", "Engines: auto builds what the cache lacks, never refuses it.")
     claim_size: int = _setting(16, "Films claimed together.")
     engine_batch: int = _setting(1, "Films given to the engine together; 1 is best on a CPU.")

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import os
+import random
 import subprocess
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from chest_bundle import labels_of, make_chest_bundle, segmentation_network
-from dicom_files import chest_pixels, make_dataset, save
+from chest_bundle import make_chest_bundle, segmentation_network
+from exchanged_bundles import Night, decoders, shown
 from ledger_rows import age_leases, job_row, register_films
 from sqlalchemy import func, select, text
-from waiting import wait_until
 
 from schema import tables
 from schema.database import Database
-from schema.view_tables import film_state, published_result
+from schema.view_tables import film_state
+from worker import service
 from worker.inference import registry
+from worker.inference.bundles import LoadedBundle, load_bundle
 from worker.inference.engines.base import Engine
 from worker.inference.promotion import promote
 from worker.inference.swap import FIRST_REST_SECONDS, SwappingEngines
 from worker.intake.scan import submit
-from worker.queue.invariants import check_invariants
 from worker.queue.leases import sweep
 from worker.queue.ledger import claim, register_worker
-from worker.queue.loop import WorkerLoop
 from worker.queue.shadow import open_shadow_jobs
-from worker.results.masks import decode_mask
-from worker.service import SOLO_COMMAND, open_by_id, open_first
+from worker.service import open_by_id, open_first
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FILMS = 300
+KILLS = 12
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
+def settings(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     home = tmp_path / "home"
     home.mkdir()
+    # For the child that reads a suspect.
+    monkeypatch.setenv("CARINA_HOME", str(home))
+    monkeypatch.setenv("CARINA_DATABASE_URL", database_url)
     return Settings(
         home=home,
         database_url=database_url,
@@ -57,100 +57,6 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
     )
 
 
-class Night:
-    """A ledger, its films, and one worker on it in this process."""
-
-    def __init__(self, settings: Settings, database: Database, folder: Path) -> None:
-        self.settings, self.database, self.folder = settings, database, folder
-        self.skipped = 0.0
-        registry.champion(database, settings)
-
-    def films(self, count: int) -> None:
-        films = self.folder / f"films-{count}"
-        films.mkdir()
-        for number in range(count):
-            save(make_dataset(chest_pixels(seed=number)), films / f"{number:04d}.dcm")
-        submit(self.database, self.settings, (films,), lane="icu")
-
-    def add(self, version: int, **options: onnx.ModelProto) -> str:
-        folder = make_chest_bundle(self.folder / f"chest-{version}", version, **options)
-        return registry.add_bundle(self.database, self.settings, folder, actor="tester").key
-
-    @contextmanager
-    def worker(self) -> Iterator[SwappingEngines]:
-        """A worker until the end of the block; a fault of its loop comes out of it."""
-        first = open_first(self.settings, self.database)
-        worker = register_worker(self.database, self.settings, "w1", bundle_id=first.bundle_id)
-        engines = SwappingEngines(
-            self.database, first, partial(open_by_id, self.settings, self.database), worker=worker, clock=self.clock
-        )
-        loop = WorkerLoop(self.settings, self.database, worker, engines, solo_command=SOLO_COMMAND)
-        stop, faults = threading.Event(), []
-
-        def run() -> None:
-            try:
-                loop.run(stop)
-            except BaseException as fault:
-                faults.append(fault)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield engines
-        finally:
-            stop.set()
-            thread.join(120)
-            engines.close()
-            assert not thread.is_alive() and not faults, faults
-
-    def clock(self) -> float:
-        return self.skipped
-
-    def count(self, *states: str, bundle: str | None = None) -> int:
-        query = select(func.count()).select_from(tables.job).where(tables.job.c.state.in_(states))
-        if bundle is not None:
-            query = query.where(tables.job.c.bundle_id == self.bundle_id(bundle))
-        with self.database.read() as connection:
-            return connection.scalar(query) or 0
-
-    def bundle_id(self, key: str) -> int:
-        return registry.find_bundle(self.database, self.settings, key).id
-
-    def serving(self) -> int:
-        with self.database.read() as connection:
-            return connection.scalar(select(tables.worker.c.bundle_id)) or 0
-
-    def refusals(self) -> list[str]:
-        event = tables.audit_event
-        with self.database.read() as connection:
-            rows = connection.execute(select(event).where(event.c.action == "bundle refused").order_by(event.c.id))
-            return [f"{row.subject}: {row.detail['reason']}" for row in rows]
-
-    def run_suspect(self, lease_id: str) -> None:
-        """The child that a worker starts."""
-        environment = {**os.environ, "CARINA_HOME": str(self.settings.home)}
-        environment["CARINA_DATABASE_URL"] = self.settings.database_url
-        # Its standard input closes when its parent ends, and it with it.
-        with subprocess.Popen([*SOLO_COMMAND, lease_id], cwd=ROOT, env=environment, stdin=subprocess.PIPE) as child:
-            assert child.wait(120) == 0
-
-    def check_every_result(self) -> Counter[str]:
-        """Each mask is that of the bundle under whose name it stands; returns how many there are of each."""
-        stored = (
-            select(tables.bundle.c.version, tables.segmentation)
-            .join(tables.job, tables.job.c.id == tables.segmentation.c.job_id)
-            .join(tables.bundle, tables.bundle.c.id == tables.job.c.bundle_id)
-        )
-        found: Counter[str] = Counter()
-        with self.database.read() as connection:
-            for row in connection.execute(stored):
-                mask = decode_mask(row.raw_mask or row.mask, (row.height, row.width))
-                assert np.array_equal(mask, labels_of(int(row.version)))
-                found[f"chest:{row.version}"] += 1
-        assert check_invariants(self.database) == []
-        return found
-
-
 @pytest.fixture
 def night(settings: Settings, database: Database, tmp_path: Path) -> Night:
     return Night(settings, database, tmp_path)
@@ -161,13 +67,16 @@ def test_promotion_and_rollback_during_a_night_lose_no_film_and_read_none_twice(
     night.films(FILMS)
     second = night.add(2)
     with night.worker():
-        wait_until(lambda: night.count("done") >= 40, "the first films")
+        night.until(lambda: night.count("done") >= 40, "the first films")
         promote(night.database, night.settings, second, actor="tester")
-        wait_until(lambda: night.serving() == night.bundle_id(second), "the worker to change over")
-        wait_until(lambda: night.count("done", bundle=second) >= 40, "films of the new bundle")
+        night.until(lambda: night.serving() == night.bundle_id(second), "the worker to change over")
+        night.until(lambda: night.count("done", bundle=second) >= 40, "films of the new bundle")
         assert registry.roll_back(night.database, night.settings, actor="tester").key == "chest:1"
-        wait_until(lambda: night.serving() == night.bundle_id("chest:1"), "the worker to change back")
-        wait_until(lambda: night.count("done") == FILMS, "all films")
+        night.until(lambda: night.serving() == night.bundle_id("chest:1"), "the worker to change back")
+        night.until(lambda: night.count("done") == FILMS, "all films")
+        # Of what was exchanged nothing is left: each bundle brought decoders of its own.
+        night.until(lambda: 0 < len(decoders()) <= night.settings.decoders, "the former decoders to end")
+    assert decoders() == []
     found = night.check_every_result()
     assert found.total() == FILMS and found[second] >= 40 and found["chest:1"] >= 80
     assert night.refusals() == []
@@ -177,6 +86,42 @@ def test_promotion_and_rollback_during_a_night_lose_no_film_and_read_none_twice(
         assert connection.scalar(select(func.count()).select_from(tables.lease)) == 0
         engines = set(connection.scalars(select(tables.engine.c.bundle_id)))
     assert engines == {night.bundle_id("chest:1"), night.bundle_id(second)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [1, 4])
+def test_kill_9_while_bundles_come_and_go(night: Night, seed: int) -> None:
+    """Two workers as people start them, killed again and again, while another bundle is promoted every other second."""
+    night.films(FILMS)
+    keys = {night.bundle_id(key): key for key in ("chest:1", night.add(2))}
+    dice = random.Random(seed)
+    workers: dict[str, subprocess.Popen[bytes]] = {}
+    kills = promotions = 0
+    try:
+        while night.count("ready", "leased", "delayed"):
+            for name in ("w1", "w2"):
+                if name not in workers or workers[name].poll() is not None:
+                    workers[name] = night.start_worker(name)
+            time.sleep(dice.uniform(0.2, 1.5))
+            if kills < KILLS and dice.random() < 0.5:
+                workers[dice.choice(sorted(workers))].kill()
+                kills += 1
+            if promotions < 2 * KILLS and dice.random() < 0.5:
+                before = night.champion()
+                (other,) = keys.keys() - {before}
+                promote(night.database, night.settings, keys[other], actor="tester")
+                open_shadow_jobs(night.database, before, share=0.2)
+                promotions += 1
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    found = night.check_every_result()
+    assert kills == KILLS and min(found[key] for key in keys.values()) > 20
+    # Each film is shown once, with the bundle in service wherever that has read it; none failed.
+    assert shown(night).total() == FILMS
+    assert night.count("failed") == 0
 
 
 def damaged(night: Night, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -226,12 +171,12 @@ def test_a_broken_candidate_leaves_the_champion_serving(
 ) -> None:
     night.films(24)
     with night.worker() as engines:
-        wait_until(lambda: night.count("done") >= 4, "the first films")
+        night.until(lambda: night.count("done") >= 4, "the first films")
         key = spoil(night, monkeypatch)
         # Around the gates, as another machine would do it where the bundle is well.
         registry.promote_bundle(night.database, night.settings, key, actor="tester")
-        wait_until(night.refusals, "the worker to refuse it")
-        wait_until(lambda: night.count("done") == 24, "all films")
+        night.until(night.refusals, "the worker to refuse it")
+        night.until(lambda: night.count("done") == 24, "all films")
         assert engines.serving == "chest:1"
         assert night.serving() == night.bundle_id("chest:1")
         (refusal,) = night.refusals()
@@ -245,21 +190,38 @@ def test_files_that_come_late_are_found_by_a_worker_that_waited_for_them(
     with night.worker() as engines:
         key = not_here(night, monkeypatch)
         registry.promote_bundle(night.database, night.settings, key, actor="tester")
-        wait_until(night.refusals, "the worker to miss them")
+        night.until(night.refusals, "the worker to miss them")
         registry.add_bundle(night.database, night.settings, night.folder / "chest-2", actor="tester")
         night.skipped += FIRST_REST_SECONDS
-        wait_until(lambda: engines.serving == key, "the worker to find them")
-        wait_until(lambda: night.serving() == night.bundle_id(key), "its row to say so")
+        night.until(lambda: engines.serving == key, "the worker to find them")
+        night.until(lambda: night.serving() == night.bundle_id(key), "its row to say so")
 
 
+def no_memory_for_it(night: Night, monkeypatch: pytest.MonkeyPatch) -> str:
+    key = night.add(2)
+    promoted = registry.bundle_folder(night.settings, registry.find_bundle(night.database, night.settings, key).sha256)
+
+    def load(directory: Path, **options: Any) -> LoadedBundle:
+        if directory == promoted:
+            raise MemoryError
+        return load_bundle(directory, **options)
+
+    monkeypatch.setattr(service, "load_bundle", load)
+    return key
+
+
+@pytest.mark.parametrize("spoil", [damaged, no_memory_for_it])
 def test_a_worker_that_starts_with_a_broken_champion_goes_on_with_the_bundle_before(
-    night: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    night: Night,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Night, pytest.MonkeyPatch], str],
 ) -> None:
     night.films(4)
-    key = damaged(night, monkeypatch)
+    key = spoil(night, monkeypatch)
     registry.promote_bundle(night.database, night.settings, key, actor="tester")
     with night.worker() as engines:
-        wait_until(lambda: night.count("done") == 4, "all films")
+        night.until(lambda: night.count("done") == 4, "all films")
         assert engines.serving == "chest:1"
     assert "cannot be loaded here, chest:1 serves instead" in caplog.text
     assert night.check_every_result() == {"chest:1": 4}
@@ -286,25 +248,20 @@ def test_a_bundle_on_trial_reads_in_the_shadow_and_is_published_when_it_is_promo
     night.films(30)
     second = night.add(2)
     with night.worker():
-        wait_until(lambda: night.count("done") == 30, "the night")
+        night.until(lambda: night.count("done") == 30, "the night")
         assert open_shadow_jobs(night.database, night.bundle_id(second), last=20).opened == 20
-        wait_until(lambda: night.count("done", bundle=second) == 20, "the shadow jobs")
+        night.until(lambda: night.count("done", bundle=second) == 20, "the shadow jobs")
         assert night.check_every_result() == {"chest:1": 30, second: 20}
         assert shown(night) == {"chest:1": 30}
         promote(night.database, night.settings, second, actor="tester")
         assert shown(night) == {"chest:1": 10, second: 20}
         # Submitted again: what it read in the shadow is not read again.
         submit(night.database, night.settings, (night.folder / "films-30",), lane="icu")
-        wait_until(lambda: shown(night) == {second: 30}, "the other films")
+        night.until(lambda: shown(night) == {second: 30}, "the other films")
     assert night.check_every_result() == {"chest:1": 30, second: 30}
     with night.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(tables.attempt)) == 60
         assert set(connection.scalars(select(film_state.c.state))) == {"done"}
-
-
-def shown(night: Night) -> Counter[str]:
-    with night.database.read() as connection:
-        return Counter(connection.scalars(select(published_result.c.bundle)))
 
 
 #: As few columns as a film that waits needs.

@@ -138,8 +138,13 @@ def test_a_running_worker_outlives_an_upgrade_and_its_next_start_refuses(
 @pytest.mark.parametrize("command", ["submit", "watch"])
 @pytest.mark.parametrize(
     "change",
-    ["ADD COLUMN place TEXT CHECK (place IS NOT NULL)", "RENAME COLUMN location_hash TO place_hash"],
-    ids=["a value is missing", "a column is gone"],
+    [
+        "identity ADD COLUMN place TEXT CHECK (place IS NOT NULL)",
+        "identity RENAME COLUMN location_hash TO place_hash",
+        # Of no consequence to a file that is rejected: no film may be blamed for it.
+        "instance ADD COLUMN place TEXT CHECK (place IS NOT NULL)",
+    ],
+    ids=["a value is missing", "a column is gone", "a film's value is missing"],
 )
 def test_a_scanner_that_an_upgrade_overtakes_stops_with_a_sentence(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, change: str
@@ -155,7 +160,7 @@ def test_a_scanner_that_an_upgrade_overtakes_stops_with_a_sentence(
 
     def overtaken(registrar: Registrar, files: Sequence[Examined]) -> Counts:
         with database.write() as connection:
-            connection.execute(text(f"ALTER TABLE identity {change}"))
+            connection.execute(text(f"ALTER TABLE {change}"))
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         monkeypatch.setattr(Registrar, "register", register)
         return registrar.register(files)

@@ -151,3 +151,25 @@ class TestRecipe:
     def test_the_nearest_is_always_one_that_exists(self, name: str, known: list[str]) -> None:
         said = nearest(name, known)
         assert any(repr(one) in said for one in known) or ("known are" in said and all(one in said for one in known))
+
+
+class TestPreprocessThatCannotWork:
+    STANDARDISED = (
+        '[[preprocess]]\nstep = "resize"\nheight = 32\nwidth = 64\n'
+        '[[preprocess]]\nstep = "standardise"\nmean = 0.5\nstd = 0.2\n'
+    )
+
+    @pytest.mark.parametrize("augmentation", ["live]\nrotation = 5.0", "saved]\ncopies = 3"])
+    def test_standardised_films_cannot_be_varied(self, folder: Path, augmentation: str) -> None:
+        path = _write(folder, f'base = "below"\n{self.STANDARDISED}[augmentation.{augmentation}\n')
+        with pytest.raises(RecipeError, match=r"above\.toml: augmentation needs grey values from 0 to 1.*standardise"):
+            load_recipe(path)
+
+    def test_they_may_be_taken_as_they_are(self, folder: Path) -> None:
+        recipe = load_recipe(_write(folder, f'base = "below"\n{self.STANDARDISED}'))
+        assert recipe.preprocess[-1]["step"] == "standardise"
+
+    def test_masks_of_a_grid_with_borders_could_not_be_laid_back(self, folder: Path) -> None:
+        step = '[[preprocess]]\nstep = "resize"\nheight = 32\nwidth = 64\nfit = "longest_side"\n'
+        with pytest.raises(RecipeError, match=r"laid over the whole film: use fit = 'stretch'"):
+            load_recipe(_write(folder, f'base = "below"\n{step}'))

@@ -200,6 +200,19 @@ class TestMacro:
         macro = Bootstrap(np.array([np.nan]), np.full((4, 1), np.nan)).macro()
         assert np.isnan(macro.value) and macro.replicates == 0
 
+    @pytest.mark.filterwarnings("error")
+    def test_no_warning_where_replicates_or_all_films_lack_a_class(self) -> None:
+        labels = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+        scores = np.array([[0.9, 0.1], [0.2, 0.3], [0.4, 0.5]])
+        numbers = [aurocs(labels, scores, replicates=50), means(np.full((3, 2), np.nan), replicates=50)]
+        numbers += operations(labels, scores, [0.5, float("nan")], replicates=50).values()
+        lacking = numbers[0].intervals()[0]
+        assert lacking.value == 1.0 and 0 < lacking.replicates < 50
+        for each in numbers:
+            macro = each.macro()
+            assert np.isnan(macro.value) == np.isnan(each.values).all()
+            assert each.macro_above(each).replicates == macro.replicates
+
     def test_difference_is_taken_replicate_by_replicate(self) -> None:
         labels, scores = films(60, 2)
         better = aurocs(labels, scores + 0.2 * np.nan_to_num(labels), replicates=300)

@@ -10,7 +10,7 @@ from dicom_files import chest_pixels, make_dataset, save, to_bytes
 from passthrough import PassthroughBundle
 
 from schema.tables import JobKind
-from worker.errors import FilmError
+from worker.errors import FilmError, MachineError
 from worker.film.pool import DecoderPool
 from worker.inference.engines.base import EngineError
 from worker.pipeline import CONCLUDE, Pipeline
@@ -147,6 +147,15 @@ def test_a_dead_decoder_is_reported_as_a_crash(
     pool.close()
     assert outcome.crash == -11
     assert outcome.error is None
+
+
+def test_without_any_decoder_no_film_is_judged(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(make_dataset(chest_pixels()), tmp_path / "1.dcm")
+    monkeypatch.setattr("worker.film.pool.PROTOCOL", 1)
+    with pytest.raises(MachineError, match="start the worker again"):
+        pipeline.process([job(1, "1.dcm")], nothing)
 
 
 def test_jobs_are_not_changed_by_processing(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from schema.bundle import MANIFEST_NAME
 from trainer.commands import TrainerCommand
+
+#: Summaries within the summary of a bundle.
+_PARTS_OF_A_BUNDLE = ("masks", "findings", "stress", "shortcuts")
 
 
 @click.command(cls=TrainerCommand)
@@ -18,9 +21,33 @@ from trainer.commands import TrainerCommand
 @click.option("--layout", default="", metavar="NAME", help="The layout of --data, where it has no dataset.toml.")
 @click.option("--part", default="test", show_default=True, help="train, validation, test, or all films of --data.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the results go; a run's own folder if not given.")
+@click.option("--stress", is_flag=True, help="Also the stress table of a bundle: its films turned, inverted, ...")
+@click.option("--shortcuts", is_flag=True, help="Also what a bundle could know without looking at the lungs.")
+@click.option(
+    "--films",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most so many films of each part for --stress and --shortcuts, drawn at random.",
+)
+@click.option(
+    "--film-size",
+    default="",
+    metavar="ROWS,COLUMNS",
+    help="For --shortcuts: the columns of the data set's table with the films' size before they were resized.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and nothing else.")
 def evaluate(
-    *, paths: tuple[Path, ...], data: str | None, layout: str, part: str, out: Path | None, as_json: bool
+    *,
+    paths: tuple[Path, ...],
+    data: str | None,
+    layout: str,
+    part: str,
+    out: Path | None,
+    stress: bool,
+    shortcuts: bool,
+    films: int | None,
+    film_size: str,
+    as_json: bool,
 ) -> None:
     """Measure a finished training or a bundle through the worker's own code.
 
@@ -31,6 +58,7 @@ def evaluate(
     \b
     Example: carina evaluate runs/holste
     Example: carina evaluate bundles/chest-1 --data /data/films --part all --out evaluation
+    Example: carina evaluate bundles/chest-1 --data /data/films --out evaluation --stress --shortcuts
 
     Exit code: 0 measured, 1 could not be measured (the reason is said), 2 wrong usage.
     """
@@ -43,26 +71,68 @@ def evaluate(
         raise click.UsageError("Several runs have no common folder for results: give --out.")
     if data is None and (layout or part == "all"):
         raise click.UsageError("--layout and --part all are for --data.")
-    summary, where = _measure(paths, data, layout, part, out)
+    if (stress or shortcuts) and not bundle:
+        raise click.UsageError("--stress and --shortcuts measure a bundle: package the run first (carina package).")
+    if (films and not (stress or shortcuts)) or (film_size and not shortcuts):
+        raise click.UsageError("--films is for --stress and --shortcuts, --film-size for --shortcuts.")
+    columns = tuple(column.strip() for column in film_size.split(",")) if film_size else ()
+    if columns and len(columns) != 2:
+        raise click.UsageError("--film-size takes two columns: that of the rows and that of the columns.")
+    if bundle and data is not None and out is not None:
+        where = out
+        summary = _measure_bundle(paths[0], (data, layout, part), out, _Extras(stress, shortcuts, films or 0, columns))
+    else:
+        summary, where = _measure_runs(paths, data, layout, part, out)
     if as_json:
         from trainer.evaluation.tables import as_json as text_of
 
         click.echo(text_of(summary))
         return
-    for name, results in (("", summary), ("masks", summary.get("masks")), ("findings", summary.get("findings"))):
+    for name in ("", *_PARTS_OF_A_BUNDLE):
+        results = summary.get(name) if name else summary
         if results and "figures" in results:
             _tell(name, results)
     click.echo(f"Report: {where / 'report.md'}. Research use, not a medical device.")
 
 
-def _measure(
+class _Extras(NamedTuple):
+    """What was asked for besides masks and findings."""
+
+    stress: bool
+    shortcuts: bool
+    films: int
+    size_columns: tuple[str, ...]
+
+
+def _measure_bundle(bundle: Path, films: tuple[str, str, str], out: Path, asked: _Extras) -> dict[str, Any]:
+    """The summary; ``films`` are data, layout and part."""
+    from rich.console import Console
+
+    from trainer.data.description import load_dataset
+    from trainer.evaluation.evaluate import Extras, evaluate_bundle
+    from trainer.evaluation.shortcuts import original_sizes
+    from trainer.training.progress import progress_for
+
+    data, layout, part = films
+    teller = progress_for(Console(stderr=True))
+    try:
+        dataset = load_dataset(data, layout)
+        columns = asked.size_columns
+        sizes = original_sizes(data, layout, (columns[0], columns[1])) if columns else None
+        extras = Extras(asked.stress, asked.shortcuts, sizes, asked.films)
+        return evaluate_bundle(bundle, dataset, part, out, extras=extras, progress=teller.prepare)
+    finally:
+        teller.close()
+
+
+def _measure_runs(
     paths: tuple[Path, ...], data: str | None, layout: str, part: str, out: Path | None
 ) -> tuple[dict[str, Any], Path]:
     """The summary, and where the report is."""
     from rich.console import Console
 
     from trainer.data.description import load_dataset
-    from trainer.evaluation.evaluate import evaluate_bundle, evaluate_runs, own_films
+    from trainer.evaluation.evaluate import evaluate_runs, own_films
     from trainer.evaluation.films import films_from
     from trainer.training.progress import progress_for
     from trainer.training.run_folder import load_run
@@ -70,8 +140,6 @@ def _measure(
     teller = progress_for(Console(stderr=True))
     try:
         dataset = load_dataset(data, layout) if data is not None else None
-        if dataset is not None and out is not None and (paths[0] / MANIFEST_NAME).is_file():
-            return evaluate_bundle(paths[0], dataset, part, out, progress=teller.prepare), out
         runs = [load_run(path) for path in paths]
         where = out or runs[0].folder / "evaluation" / part
         films = own_films if dataset is None else films_from(dataset, where / "cache", teller.prepare)
@@ -82,10 +150,13 @@ def _measure(
 
 def _tell(name: str, results: Mapping[str, Any]) -> None:
     click.echo(f"{name + ': ' if name else ''}{results['films']} films, {results['part']}")
+    width = max([24, *(len(figure) for figure in results["figures"])])
     for figure, value in results["figures"].items():
         number, low = value["value"], value.get("low")
         if number is None:
             continue
         shown = f"{number} of {value['of']}" if "of" in value else f"{number:.3f}"
-        interval = f" ({low:.3f}-{value['high']:.3f})" if low is not None else ""
-        click.echo(f"  {figure.replace('_', ' '):<24} {shown}{interval}")
+        to = "-" if low is None or low >= 0 else " to "
+        interval = f" ({low:.3f}{to}{value['high']:.3f})" if low is not None else ""
+        row = f", {value['row']}" if "row" in value else ""
+        click.echo(f"  {figure.replace('_', ' '):<{width}} {shown}{interval}{row}")

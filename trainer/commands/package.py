@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from trainer.commands import TrainerCommand
+from trainer.export import VARIANTS
 
 
 @click.command(cls=TrainerCommand)
@@ -15,9 +16,25 @@ from trainer.commands import TrainerCommand
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the bundle.")
 @click.option("--name", default="", help="The bundle's name; default: what the first recipe says.")
 @click.option("--version", default="", help="The bundle's version; default: what the first recipe says, or 1.")
-@click.option("--int8", is_flag=True, help="Also write an 8-bit twin of every trained network.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(VARIANTS),
+    help="Also write every trained network for this kind of engine (docs/engines.md); may be given several times.",
+)
+@click.option("--int8", is_flag=True, help="The same as --variant int8.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON and nothing else.")
-def package(runs: tuple[Path, ...], out: Path, *, name: str, version: str, int8: bool, as_json: bool) -> None:
+def package(
+    runs: tuple[Path, ...],
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    variants: tuple[str, ...],
+    int8: bool,
+    as_json: bool,
+) -> None:
     """Put the networks of finished trainings (their run folders RUN...) into one bundle.
 
     One run may have trained the segmentation; else the recipe's bundle.segmentation says whose to take. Several
@@ -40,11 +57,16 @@ def package(runs: tuple[Path, ...], out: Path, *, name: str, version: str, int8:
     try:
         trained = [load_run(path) for path in runs]
         table = bundle_table(trained, name, version)
-        manifest = package_runs(trained, out, bundle=table, int8=int8, progress=teller.prepare)
+        wanted = {*variants, *(["int8"] if int8 else [])}
+        manifest = package_runs(trained, out, bundle=table, variants=wanted, progress=teller.prepare)
     finally:
         teller.close()
     if as_json:
         click.echo(json.dumps(manifest.to_json(), indent=2))
         return
     click.echo(f"{manifest.key} written to {out}. Put it into service: carina bundle add {out} --promote")
+    for variant, gates in manifest.metrics.get("variants", {}).items():
+        for member, gate in gates.items():
+            if not gate["passed"]:
+                click.echo(f"{variant} of {member} misses the parity gate: {'; '.join(gate['sentences'])}.")
     click.echo(f"Model card: {out / 'model-card.md'}. Research use, not a medical device.")

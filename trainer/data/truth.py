@@ -87,9 +87,9 @@ def renamed(labels: LabelMap, names: Sequence[str], regions: Sequence[str]) -> L
 def to_network_grid(labels: LabelMap, steps: Steps) -> LabelMap:
     """A label map laid under the network's picture: every ``resize`` step done as the picture's.
 
-    Stretched, or fitted by its longest side with background around it. Nearest neighbour, in OpenCV's exact form:
-    ``INTER_NEAREST`` takes the pixel left and above of the centre, which shifts regions by half a pixel when
-    enlarging and disagrees with :func:`worker.film.geometry.to_film_grid` on the way back.
+    Nearest neighbour, in OpenCV's exact form: ``INTER_NEAREST`` takes the pixel left and above of the centre, which
+    shifts regions by half a pixel when enlarging and disagrees with :func:`worker.film.geometry.to_film_grid` on the
+    way back.
 
     Parameters
     ----------
@@ -105,16 +105,8 @@ def to_network_grid(labels: LabelMap, steps: Steps) -> LabelMap:
     for step in steps:
         if step["step"] != "resize":
             continue
-        height, width = step["height"], step["width"]
-        rows, columns = labels.shape
-        inner = (height, width)
-        if step.get("fit") == "longest_side":
-            scale = min(height / rows, width / columns)
-            inner = (max(1, round(rows * scale)), max(1, round(columns * scale)))
-        resized = cv2.resize(labels, inner[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        labels = np.zeros((height, width), np.uint8)
-        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-        labels[top : top + inner[0], left : left + inner[1]] = resized
+        size = (step["width"], step["height"])
+        labels = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
     return labels
 
 

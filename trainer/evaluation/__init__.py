@@ -1,5 +1,5 @@
 """How good is a network: on films nobody trained on, through the worker's own code."""
 
-from trainer.evaluation.evaluate import evaluate_bundle, evaluate_run, evaluate_runs
+from trainer.evaluation.evaluate import Extras, evaluate_bundle, evaluate_run, evaluate_runs
 
-__all__ = ["evaluate_bundle", "evaluate_run", "evaluate_runs"]
+__all__ = ["Extras", "evaluate_bundle", "evaluate_run", "evaluate_runs"]

@@ -5,16 +5,17 @@ Classifier paper, sections 3.6, 4.2 and Tables 3 and 5. What the paper leaves op
 * Thresholds maximise Youden's index on the validation part and are then fixed: neither the test
   films nor the replicates choose them. Where the validation part lacks a class there is no threshold.
 * An ensemble averages probabilities (section 3.5.2); its thresholds are chosen on its own averages.
-* Calibration is measured in ten bins of equal width of the probability of being positive; the
-  expected calibration error is the mean distance between a bin's mean probability and its share
-  of positives, weighted by films (Guo et al. 2017, section 2, for a yes-or-no answer).
+* Calibration is measured in ten bins of equally many films, in order of probability: the probabilities
+  of a sure network crowd at 0 and 1, and bins of equal width would leave the others to a few films.
+  Films of one and the same probability stay in one bin. The expected calibration error is the mean
+  distance between a bin's mean probability and its share of positives, weighted by films (Guo et al.
+  2017, section 2, for a yes-or-no answer; bins after Nixon et al. 2019, section 3.3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +58,10 @@ class ClassificationScores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ten bins of one finding; empty bins are NaN.
+    """Up to ten bins of one finding, by rising probability; none is empty.
 
     ``probability`` and ``observed`` (bins,) are a bin's mean probability and share of positives, ``films``
-    (bins,) their number; ``error`` is the expected calibration error.
+    (bins,) their number; ``error`` is the expected calibration error, NaN without films.
     """
 
     probability: FloatArray
@@ -114,14 +115,11 @@ def calibration(labels: FloatArray, scores: FloatArray) -> Calibration:
     """Reliability of one finding: ``labels`` (films,) with NaN not known, ``scores`` (films,) 0-1."""
     known = ~np.isnan(labels)
     truth, values = labels[known], scores[known]
-    bins = np.minimum((values * BINS).astype(np.int64), BINS - 1)
-    films = np.bincount(bins, minlength=BINS)
-    probability, observed = (_ratios(np.bincount(bins, each, BINS), films) for each in (values, truth))
-    gaps = np.abs(probability - observed) * films
-    error = float(np.nansum(gaps) / films.sum()) if films.sum() else float("nan")
-    return Calibration(probability, observed, films, error)
-
-
-def _ratios(sums: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> FloatArray:
-    result: FloatArray = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
-    return result
+    if not values.size:
+        return Calibration(np.empty(0), np.empty(0), np.empty(0, np.int64), float("nan"))
+    edges = np.quantile(values, np.arange(1, BINS) / BINS)
+    # Equal edges enclose nothing: numbering the bins that have films merges what they would split.
+    _, bins = np.unique(np.searchsorted(edges, values), return_inverse=True)
+    films = np.bincount(bins)
+    probability, observed = np.bincount(bins, values) / films, np.bincount(bins, truth) / films
+    return Calibration(probability, observed, films, float(np.abs(probability - observed) @ films / films.sum()))

@@ -51,10 +51,9 @@ def draw_calibration(scores: ClassificationScores, curves: Mapping[int, Calibrat
     figure, axes = _panels(len(curves), 2.7)
     for axis, (k, curve) in zip(axes, curves.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.7, linestyle=":")
-        filled = curve.films > 0
-        axis.plot(curve.probability[filled], curve.observed[filled], color=_colour(k), linewidth=1.0)
-        sizes = 8 + 90 * curve.films[filled] / max(1, curve.films.max())
-        axis.scatter(curve.probability[filled], curve.observed[filled], s=sizes, color=_colour(k), zorder=3)
+        axis.plot(curve.probability, curve.observed, color=_colour(k), linewidth=1.0)
+        sizes = 8 + 90 * curve.films / max(1, curve.films.max())
+        axis.scatter(curve.probability, curve.observed, s=sizes, color=_colour(k), zorder=3)
         axis.set_title(f"{title(scores.findings[k])}\ncalibration error {curve.error:.3f}", fontsize=8)
         _square(axis, "mean probability", "share of positives")
     return save(figure, path)

@@ -248,7 +248,7 @@ def _calibration(scores: ClassificationScores, results: _Results) -> list[str]:
     rows.append(["**Mean**", _mean_error(results)])
     return [
         "### Calibration",
-        "Expected calibration error in ten bins of equal width: 0 when of the films given 30 % three in ten are "
+        "Expected calibration error in ten bins of equally many films: 0 when of the films given 30 % three in ten are "
         "positive.",
         markdown(["finding", "expected calibration error"], rows),
     ]

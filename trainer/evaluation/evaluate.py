@@ -8,6 +8,8 @@ regions.csv        masks: every region's means and intervals
 failures.csv       masks: failures before and after post-processing
 findings.csv       findings: every finding's means and intervals, and their mean
 members.csv        findings of several networks: each network's AUROC
+stress/            bundles, on request: the stress table (:mod:`trainer.evaluation.stress_report`)
+shortcuts/         bundles, on request: probes (:mod:`trainer.evaluation.shortcuts_report`)
 \\*.png             figures
 =================  ============================================================================
 """
@@ -15,7 +17,7 @@ members.csv        findings of several networks: each network's AUROC
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from trainer.evaluation.classification_report import Parts, write_classification
 from trainer.evaluation.films import ALL, has_truth, read_films, recipe_of, trained_with
 from trainer.evaluation.segmentation import measure_films
 from trainer.evaluation.segmentation_report import write_segmentation
+from trainer.evaluation.shortcuts import Sizes, check_part
+from trainer.evaluation.shortcuts_report import write_shortcuts
+from trainer.evaluation.stress_report import write_stress
 from trainer.evaluation.subjects import (
     Evaluation,
     FilmSource,
@@ -128,12 +133,35 @@ def evaluate_runs(
         return _finish(evaluation, blocks, results)
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What of a bundle is measured besides masks and findings.
+
+    Attributes
+    ----------
+    stress
+        The stress table: see :mod:`trainer.evaluation.stress`.
+    shortcuts
+        The shortcut probes: see :mod:`trainer.evaluation.shortcuts`.
+    sizes
+        Of the films before they were resized, for the probes; the files' own when None.
+    films
+        At most so many films of each part for these two; 0 means all.
+    """
+
+    stress: bool = False
+    shortcuts: bool = False
+    sizes: Sizes | None = None
+    films: int = 0
+
+
 def evaluate_bundle(
     directory: Path,
     dataset: Dataset,
     part: str,
     out: Path,
     *,
+    extras: Extras | None = None,
     replicates: int = REPLICATES,
     progress: Progress = say_nothing,
 ) -> dict[str, Any]:
@@ -149,19 +177,27 @@ def evaluate_bundle(
         ``train``, ``validation`` or ``test`` of the split the bundle was trained with (of the data set's own where it
         fixes the parts), or ``all``.
     out
-        As for :func:`evaluate_runs`; ``masks`` and ``findings`` are written to folders of these names below it.
+        As for :func:`evaluate_runs`; ``masks``, ``findings``, ``stress`` and ``shortcuts`` are written to folders of
+        these names below it.
+    extras
+        What else is measured; nothing if None.
 
     Returns
     -------
     ``{"bundle": ..., "masks": summary or None, "findings": summary or None}``, with summaries as
-    :func:`evaluate_runs` returns them. Thresholds and temperature are the bundle's.
+    :func:`evaluate_runs` returns them, and ``stress`` and ``shortcuts`` where asked for. Thresholds and temperature
+    are the bundle's.
 
     Raises
     ------
     DataError
-        The films say nothing about what the bundle does, or cannot be read.
+        The films say nothing about what the bundle does, or cannot be read; see also
+        :func:`trainer.evaluation.shortcuts.measure_shortcuts`.
     """
+    extras = extras or Extras()
     manifest = read_manifest(directory)
+    if extras.shortcuts:
+        check_part(manifest, part)
     summary: dict[str, Any] = {"bundle": manifest.key, "part": part, "research_use": RESEARCH_USE}
     reports = []
     for name, task in _TASKS:
@@ -186,6 +222,32 @@ def evaluate_bundle(
         reports.append(f"- [{name}]({name}/report.md)")
     if not reports:
         raise DataError(f"{dataset.name} has neither masks nor findings that {manifest.key} could be measured on.")
+    if extras.stress:
+        summary["stress"] = write_stress(
+            directory,
+            dataset,
+            part,
+            out / "stress",
+            limit=extras.films,
+            replicates=replicates,
+            seed=SEED,
+            progress=progress,
+        )
+        reports.append("- [stress table](stress/report.md)")
+    if extras.shortcuts:
+        summary["shortcuts"] = write_shortcuts(
+            directory,
+            dataset,
+            part,
+            out / "shortcuts",
+            cache=out / "cache",
+            sizes=extras.sizes,
+            limit=extras.films,
+            replicates=replicates,
+            seed=SEED,
+            progress=progress,
+        )
+        reports.append("- [shortcuts](shortcuts/report.md)")
     title = f"# Evaluation of {manifest.key}\n\n**{RESEARCH_USE}**\n"
     (out / "report.md").write_text("\n".join([title, *reports, ""]), "utf-8")
     write_json(out / "summary.json", summary)

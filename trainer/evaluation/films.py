@@ -45,6 +45,21 @@ def read_films(dataset: Dataset, recipe: Recipe, part: str, folder: Path, progre
     DataError
         There is no such part, it is empty, the data say nothing that the recipe learns, films cannot be read.
     """
+    usable, places = films_of_part(dataset, recipe, part)
+    return build_samples(
+        usable,
+        places,
+        recipe,
+        folder,
+        lambda done, total: progress("reading films", done, total),
+    )
+
+
+def films_of_part(dataset: Dataset, recipe: Recipe, part: str) -> tuple[Dataset, Sequence[int]]:
+    """The data set as the recipe's network may be judged on it, and the places of the films of ``part`` in it.
+
+    Arguments and errors as for :func:`read_films`; no film is read.
+    """
     if part not in (ALL, *PARTS):
         raise DataError(f"There is no part {part!r}{nearest(part, (ALL, *PARTS))}.")
     known = known_findings(dataset, recipe.data.findings)
@@ -54,13 +69,7 @@ def read_films(dataset: Dataset, recipe: Recipe, part: str, folder: Path, progre
         )
     asked = {"findings": known, "added_phantoms": 0}
     usable = dataset.for_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update=asked)}))
-    return build_samples(
-        usable,
-        _places(usable, recipe, part),
-        recipe,
-        folder,
-        lambda done, total: progress("reading films", done, total),
-    )
+    return usable, _places(usable, recipe, part)
 
 
 def known_findings(dataset: Dataset, findings: Sequence[str]) -> tuple[str, ...]:

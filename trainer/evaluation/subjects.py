@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from schema.bundle import BundleRegion, FindingThreshold, Manifest, Member, RegionOrigin, Task, read_manifest
-from schema.regions import Region
+from schema.bundle import BundleRegion, FindingThreshold, Manifest, Member, Task, read_manifest
 from trainer.data.store import Samples
 from trainer.errors import RunError
 from trainer.recipe import Recipe
+from trainer.region_origins import regions_of, with_derived
 from worker.film.prepared import FilmFacts, Geometry, PreparedFilm
 from worker.findings.postprocess import PostprocessSettings
 from worker.inference.bundles import LoadedBundle
@@ -75,12 +75,9 @@ class Subject:
     recipes: Mapping[str, Recipe]
 
     def with_derived(self, regions: Sequence[str]) -> Subject:
-        """The same where the films' truth of ``regions`` was derived; background ends where they begin."""
-        if not regions:
-            return self
-        names = {*regions, str(Region.BACKGROUND)}
-        marked = [replace(r, origin="derived") if r.name in names else r for r in self.manifest.regions]
-        return replace(self, bundle=replace(self.bundle, manifest=replace(self.manifest, regions=tuple(marked))))
+        """The same where the films' truth of ``regions`` was derived."""
+        marked = with_derived(self.manifest.regions, regions)
+        return replace(self, bundle=replace(self.bundle, manifest=replace(self.manifest, regions=marked)))
 
     @property
     def manifest(self) -> Manifest:
@@ -133,7 +130,7 @@ def subject_of_runs(runs: Sequence[FinishedRun]) -> Iterator[Subject]:
     members = tuple(_member_of(run, name) for run, name in zip(runs, names, strict=True))
     findings = tuple(FindingThreshold(finding, 0.5) for finding in first.data.findings)
     manifest = replace(
-        _manifest(" + ".join(run.recipe.name for run in runs), members, _regions_of(first), findings),
+        _manifest(" + ".join(run.recipe.name for run in runs), members, regions_of(first, first.bundle), findings),
         postprocess=first.bundle.postprocess if first.bundle else {},
     )
     with _engines({name: run.folder / "member.onnx" for name, run in zip(names, runs, strict=True)}) as engines:
@@ -150,6 +147,14 @@ def subject_of_bundle(directory: Path, task: Task, recipes: Mapping[str, Recipe]
     with _engines({member.name: directory / member.onnx for member in members}) as engines:
         known = {member.name: recipes[member.name] for member in members if member.name in recipes}
         yield Subject(manifest.key, _loaded(part, directory, engines), known)
+
+
+@contextmanager
+def whole_bundle(directory: Path) -> Iterator[LoadedBundle]:
+    """All members of a bundle, as a worker has them loaded; engines are closed afterwards."""
+    manifest = read_manifest(directory)
+    with _engines({member.name: directory / member.onnx for member in manifest.members}) as engines:
+        yield _loaded(manifest, directory, engines)
 
 
 @dataclass(frozen=True)
@@ -234,19 +239,6 @@ def _member_of(run: FinishedRun, name: str) -> Member:
     channels, height, width = run.recipe.input_shape
     steps = tuple(run.recipe.preprocess)
     return Member(name, run.recipe.task, "member.onnx", channels, height, width, steps, run.recipe.network.name)
-
-
-def _regions_of(recipe: Recipe) -> tuple[BundleRegion, ...]:
-    """Regions with the origin of their truth, which a recipe tells in its ``bundle`` table.
-
-    Background ends where the other regions begin: where one of these is derived and nothing else is
-    said, background is derived too.
-    """
-    table = recipe.bundle
-    origins: dict[str, RegionOrigin] = dict.fromkeys(recipe.data.regions, table.origin if table else "annotated")
-    if table and table.derived:
-        origins |= dict.fromkeys((*table.derived, str(Region.BACKGROUND)), "derived")
-    return tuple(BundleRegion(r.value, r.name, r.title, r.colour, origins[r.name]) for r in recipe.region_definitions)
 
 
 def _manifest(

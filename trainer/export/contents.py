@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schema.bundle import BundleRegion, Manifest, Member, RegionOrigin, read_manifest
-from schema.regions import Region
+from schema.bundle import BundleRegion, Manifest, Member, read_manifest
 from trainer.data.description import PHANTOMS
 from trainer.errors import RunError
 from trainer.export.parity_films import CopiedFilms
 from trainer.recipe import BundleTable, Recipe
+from trainer.region_origins import exact, regions_of
 from trainer.training.run_folder import Run
 from worker.inference.bundles import PACKAGED_BUNDLE
 
@@ -85,21 +85,14 @@ class Contents:
         return self.classifiers[0].recipe.data.findings if self.classifiers else ()
 
     def regions(self, bundle: BundleTable) -> tuple[BundleRegion, ...]:
-        """The regions and how their truth was made.
-
-        Phantoms are exact whatever a recipe says. What the data set derives counts as derived too, and so does
-        background where any other region does: it ends where that begins.
-        """
+        """The regions and how their truth was made: see :mod:`trainer.region_origins`."""
         if self.segmentation is None:
             return self.copied.manifest.regions if self.copied else ()
         recipe, data = self.segmentation.recipe, self.segmentation.data
-        origins: dict[str, RegionOrigin] = dict.fromkeys(recipe.data.regions, bundle.origin)
-        if data["name"] == PHANTOMS:
-            origins = dict.fromkeys(recipe.data.regions, "exact")
-        elif derived := {*bundle.derived, *_derived(data)} & {*recipe.data.regions}:
-            origins |= dict.fromkeys((*derived, str(Region.BACKGROUND)), "derived")
-        return tuple(
-            BundleRegion(r.value, r.name, r.title, r.colour, origins[r.name]) for r in recipe.region_definitions
+        return (
+            exact(regions_of(recipe, bundle))
+            if data["name"] == PHANTOMS
+            else regions_of(recipe, bundle, _derived(data))
         )
 
     def description(self, bundle: BundleTable) -> str:

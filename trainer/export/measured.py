@@ -7,6 +7,7 @@ Everything is computed by the worker's engine from the bundle's own ONNX files, 
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from schema.bundle import FindingThreshold, Manifest, Member
 from trainer.data.store import Samples
 from trainer.errors import RunError
 from trainer.evaluation.classification import choose_thresholds, score_films
+from trainer.evaluation.classification_figures import CALIBRATION
 from trainer.evaluation.classification_report import Parts, write_classification
 from trainer.evaluation.evaluate import SEED
 from trainer.evaluation.segmentation import measure_films
@@ -44,7 +46,11 @@ _KEPT = (
     "findings",
     "members",
     "thresholds_chosen_on",
+    "calibration",
 )
+
+#: The reliability curves in a bundle; they show no film.
+RELIABILITY = "reliability.png"
 
 #: The backend that every machine has.
 _EVERYWHERE = "openvino"
@@ -83,7 +89,8 @@ def measure_findings(
 ) -> Findings:
     """Temperature and thresholds from ``validation``, figures of the ensemble and its members from ``test``.
 
-    ``validation`` and ``test`` are member name → the same films; without ``test`` there are no figures.
+    ``validation`` and ``test`` are member name → the same films; without ``test`` there are no figures. With it the
+    reliability curves are drawn into ``directory`` as :data:`RELIABILITY`.
     """
     with subject_of_bundle(directory, "classification", recipes) as subject, tempfile.TemporaryDirectory() as folder:
         evaluation = Evaluation(subject, validation, "validation", Path(folder), replicates, SEED, progress)
@@ -101,6 +108,7 @@ def measure_findings(
         scores = score_films(on_test, on_test.films.targets)
         chosen_on = f"the validation part ({len(labels)} films)"
         _, results = write_classification(on_test, Parts(scores, chosen, thresholds, chosen_on))
+        shutil.copyfile(on_test.out / CALIBRATION, directory / RELIABILITY)
     return Findings(temperature, findings, unsettled, _metrics(on_test, results))
 
 
@@ -121,8 +129,10 @@ def check_engines(directory: Path, manifest: Manifest) -> None:
             )
 
 
-def parity_of(directory: Path, manifest: Manifest, member: Member, onnx: str) -> ParityReport:
-    """The parity gate on one of a member's files, by the CPU's engine in fp32 where the file itself asks for no less.
+def parity_of(
+    directory: Path, manifest: Manifest, member: Member, onnx: str, precision: Precision = Precision.FP32
+) -> ParityReport:
+    """The parity gate on one of a member's files, by the CPU's engine.
 
     Raises
     ------
@@ -130,7 +140,7 @@ def parity_of(directory: Path, manifest: Manifest, member: Member, onnx: str) ->
         The file does not compile.
     """
     try:
-        engine = open_backend(_EVERYWHERE).compile(directory / onnx, Precision.FP32)
+        engine = open_backend(_EVERYWHERE).compile(directory / onnx, precision)
     except EngineBuildError as error:
         raise RunError(f"The exported network {onnx} cannot be run: {error}") from error
     try:

@@ -12,6 +12,7 @@ from schema.bundle import Manifest
 from schema.findings import title
 from trainer.data.description import PHANTOMS
 from trainer.evaluation.tables import NOTHING, RESEARCH_USE, markdown, number
+from trainer.export.measured import RELIABILITY
 from trainer.export.operating_point import NO_THRESHOLD
 
 _AGE_GROUPS = {"age_0_4": "0-4 years", "age_5_plus": "5 years and over", "age_unknown": "age not known"}
@@ -26,6 +27,13 @@ _FAILURES = {
     "missing_region": "a region missing",
     "disconnected_films": "two or more regions disconnected or interrupted",
     "failed_films": "failure by the rule of Holste et al. (either of the two)",
+}
+
+_VARIANTS = {
+    "int8": "8-bit convolutions (OpenVINO)",
+    "fp16": "half precision (TensorRT)",
+    "bf16": "bfloat16 (TensorRT)",
+    "torch": "exported program (PyTorch)",
 }
 
 #: What the table of data sets says already.
@@ -133,11 +141,15 @@ def _measured(manifest: Manifest) -> Iterator[str]:
     if "figures" in findings:
         yield f"### Findings\n\n{_films(findings)}"
         yield from _findings(manifest, findings)
-    if twins := manifest.metrics.get("int8"):
-        yield "### 8-bit twins"
+    if variants := manifest.metrics.get("variants"):
+        yield "### Variants for other engines"
         yield markdown(
-            ["network", "parity gate on the bundle's phantoms"],
-            [[name, "passed" if gate["passed"] else "; ".join(gate["sentences"])] for name, gate in twins.items()],
+            ["variant", "network", "parity gate on the bundle's phantoms"],
+            [
+                [f"{variant}, {_VARIANTS[variant]}", name, "passed" if gate["passed"] else "; ".join(gate["sentences"])]
+                for variant, gates in variants.items()
+                for name, gate in gates.items()
+            ],
         )
     if "figures" not in masks and "figures" not in findings:
         yield "Nothing: no films were kept back."
@@ -203,6 +215,22 @@ def _findings(manifest: Manifest, metrics: Facts) -> Iterator[str]:
                 for name, each in metrics["members"].items()
             ],
         )
+    if metrics.get("calibration"):
+        yield from _calibration(metrics)
+
+
+def _calibration(metrics: Facts) -> Iterator[str]:
+    """The bins themselves are in the manifest."""
+    yield (
+        "How far probabilities can be taken at their word, after scaling with the temperature: the expected "
+        "calibration error in ten bins of equally many films is 0 when of the films given 30 % three in ten are "
+        "positive."
+    )
+    yield markdown(
+        ["finding", "expected calibration error"],
+        [[title(name), each["calibration_error"]] for name, each in metrics["findings"].items()],
+    )
+    yield f"![Reliability: share of positives against mean probability]({RELIABILITY})"
 
 
 def _unmeasured(manifest: Manifest) -> Iterator[str]:

@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from schema.bundle import Task
 
@@ -63,7 +64,18 @@ def export_onnx(module: nn.Module, path: Path, shape: tuple[int, int, int], outp
 
     Inputs, outputs and computation are float32; weights are stored in half precision.
     """
-    module = module.eval().float()
+    write_onnx(graph_of(module.float(), shape, outputs), path)
+
+
+def graph_of(module: nn.Module, shape: tuple[int, int, int], outputs: Sequence[str]) -> onnx.ModelProto:
+    """``module`` as a graph that computes in the formats of its weights, with input and outputs as :func:`export_onnx`.
+
+    Raises
+    ------
+    RuntimeError
+        The exporter cannot write the network.
+    """
+    module = module.eval()
     # Without torchvision, which nothing here needs, the exporter warns of each of its operators.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -80,11 +92,11 @@ def export_onnx(module: nn.Module, path: Path, shape: tuple[int, int, int], outp
         )
     if program is None:
         raise RuntimeError("the exporter returned no program")
-    write_onnx(program.model_proto, path)
+    return program.model_proto
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a float32 graph with its weights in half precision and nothing about where it was made."""
+    """Write a graph with its float32 weights in half precision and nothing about where it was made."""
     _halve_weights(model)
     _forget_places(model)
     onnx.checker.check_model(model)
@@ -108,11 +120,20 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def folded(network: nn.Module) -> nn.Module:
+    """The network with each batch normalisation that follows a convolution put into that convolution's weights.
+
+    The exporter does the same: done before :func:`round_weights`, what is rounded are the weights that are stored. The
+    answers are those of the network in evaluation mode; what only training calls is gone.
+    """
+    return fuse(network.eval())
+
+
 def round_weights(network: nn.Module) -> None:
     """Round the weights the export will halve, so that reference outputs use the very same numbers.
 
-    Where the exporter folds a batch normalisation into the convolution before it, what is halved is the
-    product: the reference then differs by the rounding of one number more, far inside the parity gate.
+    The network is one of :func:`folded`: otherwise the exporter stores products of the rounded weights, rounded
+    again, and a ResNet-101's heat maps are a hundred times as far from the reference.
     """
     with torch.no_grad():
         for parameter in network.parameters():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from trainer.data.store import Samples
 from trainer.errors import RunError
 from trainer.evaluation.evaluate import say_nothing
 from trainer.evaluation.subjects import Progress, member_names
+from trainer.export import VARIANTS
 from trainer.export.contents import (
     Contents,
     CopiedSegmentation,
@@ -41,19 +42,24 @@ from trainer.export.contents import (
     facts_of_run,
     recipe_without_places,
 )
-from trainer.export.measured import check_engines, measure_findings, measure_segmentation, parity_of
+from trainer.export.measured import check_engines, measure_findings, measure_segmentation
 from trainer.export.model_card import model_card
-from trainer.export.onnx_export import OUTPUTS, ClassificationOutputs, SegmentationOutputs, export_onnx, round_weights
+from trainer.export.onnx_export import (
+    OUTPUTS,
+    ClassificationOutputs,
+    SegmentationOutputs,
+    export_onnx,
+    folded,
+    round_weights,
+)
 from trainer.export.operating_point import NO_THRESHOLD, settle_carina, weighs_the_carina
 from trainer.export.parity_films import write_parity_films
-from trainer.export.quantise import CALIBRATION_FILMS, quantise
-from trainer.export.shared_films import shared_films, some_training_films
+from trainer.export.shared_films import shared_films
+from trainer.export.variants import Draft, write_variant
 from trainer.recipe import BundleTable
 from trainer.training.run_folder import Run
 from worker.bootstrap import REPLICATES
 
-#: Key of the 8-bit twins in :attr:`schema.bundle.Member.variants`, and of what the gate says of them in the metrics.
-INT8 = "int8"
 _CARD = "model-card.md"
 #: Of :class:`trainer.networks.small_classifier.GuidedClassifier`.
 _PLACE_HEAD = "place"
@@ -64,7 +70,7 @@ def package(
     out: Path,
     *,
     bundle: BundleTable | None = None,
-    int8: bool = False,
+    variants: Collection[str] = (),
     replicates: int = REPLICATES,
     progress: Progress = say_nothing,
 ) -> Manifest:
@@ -79,8 +85,8 @@ def package(
     bundle
         Name, version, and where the segmentation network comes from when no run trained one; what the runs' recipes
         say if None.
-    int8
-        Also write an 8-bit twin of every network that a run trained.
+    variants
+        Those of :data:`trainer.export.VARIANTS` that are also written of every network that a run trained.
     replicates
         Bootstrap replicates of the figures' intervals.
     progress
@@ -89,11 +95,13 @@ def package(
     Raises
     ------
     RunError
-        The runs do not make a bundle, share no validation or test film, or their films are gone; ``out`` holds
-        something else.
+        There is no such variant; the runs do not make a bundle, share no validation or test film, or their films are
+        gone; a network does not say in the bundle what it said; ``out`` holds something else.
     schema.bundle.BundleError
         The bundle that the segmentation network is taken from is unusable.
     """
+    if unknown := sorted({*variants} - {*VARIANTS}):
+        raise RunError(f"There is no variant {', '.join(unknown)}: choose among {', '.join(VARIANTS)}.")
     bundle = bundle or bundle_table(runs)
     _check_target(out, bundle)
     contents = contents_of(runs, bundle)
@@ -101,7 +109,7 @@ def package(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".package-") as scratch:
         draft = Path(scratch) / "bundle"
         draft.mkdir()
-        _Draft(draft, contents, replicates, progress).write(bundle, int8=int8)
+        _Draft(draft, contents, replicates, progress).write(bundle, [each for each in VARIANTS if each in variants])
         if out.exists():
             out.rename(Path(scratch) / "earlier")
         draft.rename(out)
@@ -149,7 +157,7 @@ class _Draft:
     replicates: int
     progress: Progress
 
-    def write(self, bundle: BundleTable, *, int8: bool) -> None:
+    def write(self, bundle: BundleTable, variants: Sequence[str]) -> None:
         """All files, the manifest last."""
         copied = self.contents.copied
         networks = self._networks()
@@ -174,8 +182,7 @@ class _Draft:
         self._write_manifest(manifest)
         check_engines(self.directory, manifest)
         manifest = self._with_figures(manifest, networks)
-        if int8:
-            manifest = self._with_twins(manifest, networks)
+        manifest = self._with_variants(manifest, networks, variants)
         (self.directory / _CARD).write_text(model_card(manifest), "utf-8")
         self._write_manifest(manifest)
 
@@ -222,19 +229,23 @@ class _Draft:
         metrics |= {"no_threshold": list(found.unsettled)} if found.unsettled else {}
         return replace(manifest, temperature=found.temperature, findings=found.thresholds, metrics=metrics)
 
-    def _with_twins(self, manifest: Manifest, networks: Sequence[_Network]) -> Manifest:
-        """The manifest with an 8-bit twin of every trained member, and what the parity gate says of each."""
-        members = {member.name: member for member in manifest.members}
-        gates: dict[str, Any] = {}
-        for done, network in enumerate(networks, 1):
-            name = network.member.name
-            twin = f"{name}-{INT8}.onnx"
-            calibration = some_training_films(network.run, CALIBRATION_FILMS)
-            quantise(self.directory / network.member.onnx, self.directory / twin, calibration.pictures)
-            members[name] = replace(network.member, variants={INT8: twin})
-            gates[name] = parity_of(self.directory, manifest, members[name], twin).to_json()
-            self.progress("8-bit twins written", done, len(networks))
-        return replace(manifest, members=tuple(members.values()), metrics={**manifest.metrics, INT8: gates})
+    def _with_variants(self, manifest: Manifest, networks: Sequence[_Network], variants: Sequence[str]) -> Manifest:
+        """The manifest with the variants of every trained member, and what the parity gate says of each."""
+        files: dict[str, dict[str, str]] = {network.member.name: {} for network in networks}
+        gates: dict[str, dict[str, Any]] = {variant: {} for variant in variants}
+        wanted = [(variant, network) for variant in variants for network in networks]
+        for done, (variant, network) in enumerate(wanted, 1):
+            draft = Draft(self.directory, manifest, network.run, network.member, network.outputs)
+            file, gate = write_variant(variant, draft)
+            files[network.member.name][variant] = file
+            gates[variant][network.member.name] = gate.to_json()
+            self.progress("variants written", done, len(wanted))
+        members = tuple(
+            replace(member, variants=files[member.name]) if member.name in files else member
+            for member in manifest.members
+        )
+        metrics = {**manifest.metrics, "variants": gates} if gates else manifest.metrics
+        return replace(manifest, members=members, metrics=metrics)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest with the SHA-256 of every file that is there."""
@@ -246,8 +257,7 @@ class _Draft:
 
 def _network(run: Run, name: str) -> _Network:
     recipe = run.recipe
-    network = run.network()
-    round_weights(network)
+    trained = run.network()
     member = Member(
         name,
         recipe.task,
@@ -255,8 +265,10 @@ def _network(run: Run, name: str) -> _Network:
         *recipe.input_shape,
         preprocess=tuple(dict(step) for step in recipe.preprocess),
         network=recipe.network.name,
-        parameters=sum(weights.numel() for name, weights in network.named_parameters() if not _is_left_out(name)),
+        parameters=sum(weights.numel() for name, weights in trained.named_parameters() if not _is_left_out(name)),
     )
+    network = folded(trained)
+    round_weights(network)
     if recipe.task == "classification":
         return _Network(run, member, ClassificationOutputs(network).eval())
     lowered = _lowered(run, network)

@@ -25,10 +25,12 @@ _TASKS: dict[Task, str] = {"segmentation": "masks", "classification": "findings"
 class Figure:
     """A figure of both bundles, such as ``Dice of left_lung``; ``low`` and ``high`` are the champion's 95 % interval.
 
+    ``task`` is that of the networks it is about. More is better.
     ``verdict`` is ``below``, ``within`` or ``above`` that interval, or ``unknown`` where a number is missing.
     """
 
     name: str
+    task: Task
     candidate: float | None
     champion: float | None
     low: float | None
@@ -146,26 +148,26 @@ def _not_comparable(task: Task, candidate: Side, champion: Side, films: Dataset)
 def _masks(ours: Any, theirs: Any) -> list[Figure]:
     regions = [name for name, each in ours["regions"].items() if each["scored"] and theirs["regions"][name]["scored"]]
     alike = all(each["scored"] == theirs["regions"][name]["scored"] for name, each in ours["regions"].items())
-    mean = [_figure("mean Dice", ours["figures"]["mean_dice"], theirs["figures"]["mean_dice"])] if alike else []
-    return mean + [
-        _figure(f"Dice of {name}", ours["regions"][name]["dice"], theirs["regions"][name]["dice"]) for name in regions
-    ]
+    pairs = {"mean Dice": (ours["figures"]["mean_dice"], theirs["figures"]["mean_dice"])} if alike else {}
+    pairs |= {f"Dice of {name}": (ours["regions"][name]["dice"], theirs["regions"][name]["dice"]) for name in regions}
+    return [_figure(name, "segmentation", *pair) for name, pair in pairs.items()]
 
 
 def _findings(ours: Any, theirs: Any) -> list[Figure]:
-    figures = [_figure("mean AUROC", ours["figures"]["mean_auroc"], theirs["figures"]["mean_auroc"])]
-    return figures + [
-        _figure(f"AUROC of {name}", each["auroc"], theirs["findings"][name]["auroc"])
+    pairs = {"mean AUROC": (ours["figures"]["mean_auroc"], theirs["figures"]["mean_auroc"])}
+    pairs |= {
+        f"AUROC of {name}": (each["auroc"], theirs["findings"][name]["auroc"])
         for name, each in ours["findings"].items()
         if name in theirs["findings"]
-    ]
+    }
+    return [_figure(name, "classification", *pair) for name, pair in pairs.items()]
 
 
 _FIGURES: dict[Task, Callable[[Any, Any], list[Figure]]] = {"segmentation": _masks, "classification": _findings}
 
 
-def _figure(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Figure:
-    return Figure(name, ours["value"], theirs["value"], theirs["low"], theirs["high"])
+def _figure(name: str, task: Task, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Figure:
+    return Figure(name, task, ours["value"], theirs["value"], theirs["low"], theirs["high"])
 
 
 def _kept_apart(manifest: Manifest, task: Task) -> bool:

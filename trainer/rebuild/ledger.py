@@ -130,6 +130,8 @@ class RebuildLedger:
                     "worker_id": self._worker.id,
                     "starts": found.starts + 1 if dead else 1,
                 }
+                if not dead and found.stage == first_stage:
+                    values |= self._known(connection, request, champion_id)
             connection.execute(update(rebuild).where(rebuild.c.id == number).values(**values))
             return next(each for each in _newest(connection, None) if each.id == number)
 
@@ -153,15 +155,20 @@ class RebuildLedger:
                 stage=stage,
                 worker_id=self._worker.id,
                 recipe=request.recipe.name,
-                champion_id=champion_id,
                 request=request.to_json(),
                 folder="",
-                last_label_id=latest_label(connection) if request.from_database else 0,
                 results={},
+                **self._known(connection, request, champion_id),
             )
         )
         assert added.inserted_primary_key is not None
         return int(added.inserted_primary_key[0])
+
+    @staticmethod
+    def _known(connection: Connection, request: Request, champion_id: int) -> dict[str, Any]:
+        """What a rebuild goes by from its first stage on; taken anew where that stage failed and was mended."""
+        labels = latest_label(connection) if request.from_database else 0
+        return {"champion_id": champion_id, "last_label_id": labels}
 
     def _give_up_others(self, connection: Connection, kept: int | None) -> None:
         others = update(rebuild).where(rebuild.c.state == RebuildState.RUNNING.value)

@@ -122,6 +122,9 @@ def carry_out(
 def _prepare(work: Work) -> None:
     """Make the folder; refuse one that holds other things."""
     folder = work.folder
+    if work.row.stage == NAMES[0] and work.row.starts == 1:
+        # It begins, or goes on after a failure that somebody mended: with labels or films, perhaps.
+        folder.films.unlink(missing_ok=True)
     mark = {"rebuild": work.row.id, "started_at": work.row.started_at.isoformat()}
     if folder.mark.is_file() and read_json(folder.mark) == mark:
         return

@@ -104,7 +104,7 @@ def packaging(work: Work) -> dict[str, Any]:
             work.runs,
             work.folder.bundle,
             bundle=_bundle_table(work),
-            int8=work.request.int8,
+            variants=("int8",) if work.request.int8 else (),
             replicates=work.replicates,
             progress=work.progress.prepare,
         )

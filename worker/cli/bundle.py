@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from worker.cli.parity_set import parity_set
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def bundle() -> None:
 
     Example: carina bundle add mine/bundle --promote
     """
+
+
+bundle.add_command(parity_set)
 
 
 @bundle.command()

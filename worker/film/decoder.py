@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from worker.errors import FilmError
 from worker.film.prepare import Plan, prepare
-from worker.film.protocol import film_to_header, read_message, write_message
+from worker.film.protocol import PROTOCOL, film_to_header, read_message, write_message
 from worker.film.source import FilmSource
 
 _PR_SET_PDEATHSIG = 1
@@ -57,7 +57,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         if "plan" in request:
             plan = request["plan"]
             continue
-        write_message(replies, {"started": True})
+        write_message(replies, {"started": PROTOCOL})
         _answer(replies, FilmSource(Path(request["path"]), request["member"]), plan)
 
 

@@ -11,6 +11,7 @@ from worker.errors import FilmError
 from worker.film.damage import damage_observations
 from worker.film.elements import Elements
 from worker.film.geometry import flipped, geometry_of
+from worker.film.levels import count_levels, look_up
 from worker.film.prepared import FloatArray, Geometry, Observation
 from worker.film.rescale import Rescale
 from worker.film.stored import StoredPicture
@@ -65,17 +66,14 @@ def normalise(stored: StoredPicture, rescale: Rescale, elements: Elements) -> No
 
 def _histogram(stored: StoredPicture, valid: BoolArray | None) -> npt.NDArray[np.int64]:
     """Valid pixels per stored value, from the dtype's lowest value."""
-    limits = np.iinfo(stored.pixels.dtype)
-    pixels = stored.pixels.ravel() if valid is None else stored.pixels[valid]
-    shifted = pixels.view(f"u{pixels.dtype.itemsize}")
-    counts = np.bincount(shifted, minlength=int(limits.max) - int(limits.min) + 1)
+    counts = count_levels(stored.pixels.view(f"u{stored.pixels.itemsize}"), valid)
     # Negative values wrap to the upper half: bring them back in front.
-    return np.roll(counts, -int(limits.min)) if stored.signed else counts
+    return np.roll(counts, -int(np.iinfo(stored.pixels.dtype).min)) if stored.signed else counts
 
 
 def _look_up(stored: StoredPicture, scale: GreyScale) -> FloatArray:
     pixels = stored.pixels
     if not stored.signed:
-        return np.take(scale.table, pixels)
+        return look_up(scale.table, pixels)
     unsigned_order = np.roll(scale.table, scale.lowest)
-    return np.take(unsigned_order, pixels.view(np.uint16))
+    return look_up(unsigned_order, pixels.view(np.uint16))

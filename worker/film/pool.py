@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 import worker
-from worker.errors import CarinaError, FilmError
+from worker.errors import FilmError, MachineError
 from worker.film.prepared import PreparedFilm
-from worker.film.protocol import film_from_header, read_message, write_message
+from worker.film.protocol import PROTOCOL, film_from_header, read_message, write_message
 from worker.film.source import FilmSource
 
 DEFAULT_MEMORY_BYTES = 3 << 30
@@ -32,6 +32,8 @@ _GRACE_SECONDS = 2.0
 #: All a child inherits: database addresses and keys stay with the parent.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: glibc gives memory of a film's size back at every release, and a fifth of the time goes into fetching it again.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(256 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
 class DecoderDied(Exception):  # noqa: N818 - it died, nobody erred
@@ -52,7 +54,7 @@ class _Child:
     def __init__(self, memory_bytes: int) -> None:
         root = str(Path(worker.__file__).resolve().parents[1])
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        environment |= dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": root}
+        environment |= dict.fromkeys(_ONE_THREAD, "1") | _KEEP_MEMORY | {"PYTHONPATH": root}
         command = [sys.executable, "-P", "-m", "worker.film.decoder"]
         command += ["--parent", str(os.getpid()), "--memory-bytes", str(memory_bytes)]
         self.process = subprocess.Popen(
@@ -161,8 +163,8 @@ class DecoderPool:
             What the film is, or ``DECODE_TIMEOUT``.
         DecoderDied
             The child died on this film: the ledger decides what that means.
-        CarinaError
-            The pool is closed, or no child can be started.
+        MachineError
+            The pool is closed, no child can be started, or children belong to another version of the program.
         """
         with self._slots:
             for _ in range(_START_ATTEMPTS):
@@ -172,8 +174,11 @@ class DecoderPool:
                 except (_ChildGone, TimeoutError):
                     self._discard(child)
                     continue
+                except BaseException:
+                    self._discard(child)
+                    raise
                 return self._finish(child)
-        raise CarinaError(
+        raise MachineError(
             "No decoder child can be started. Check the memory limit and run: python -m worker.film.decoder --help"
         )
 
@@ -188,7 +193,7 @@ class DecoderPool:
             return [child.process.pid for child in (*self._idle, *self._busy) if child.process.poll() is None]
 
     def close(self) -> None:
-        """End all children, those at work too; prepare raises CarinaError from now on."""
+        """End all children, those at work too; prepare raises MachineError from now on."""
         with self._lock:
             self._closed = True
             children = [*self._idle, *self._busy]
@@ -214,7 +219,7 @@ class DecoderPool:
         while True:
             with self._lock:
                 if self._closed:
-                    raise CarinaError("The decoder pool is closed.")
+                    raise MachineError("The decoder pool is closed.")
                 child = self._idle.pop() if self._idle else None
                 if child is not None:
                     self._busy.add(child)
@@ -230,7 +235,7 @@ class DecoderPool:
         try:
             return self._launcher.submit(_Child, self._memory_bytes).result()
         except (RuntimeError, OSError) as error:
-            raise CarinaError(f"No decoder child can be started: {type(error).__name__}.") from None
+            raise MachineError(f"No decoder child can be started: {type(error).__name__}.") from None
 
     def _begin(self, child: _Child, source: FilmSource) -> None:
         """Hand the film over; returns once the child has taken it up."""
@@ -241,8 +246,11 @@ class DecoderPool:
             child.plan_version = version
         child.films += 1
         child.send({"path": str(source.path.absolute()), "member": source.member})
-        if child.receive(_START_SECONDS) is None:
+        message = child.receive(_START_SECONDS)
+        if message is None:
             raise _ChildGone
+        if message[0].get("started") != PROTOCOL:
+            raise MachineError("Carina was replaced by another version while this worker ran: start the worker again.")
 
     def _finish(self, child: _Child) -> PreparedFilm:
         try:
@@ -258,7 +266,7 @@ class DecoderPool:
             self._discard(child)
             if self._closed:
                 # Closing killed it: the film is innocent.
-                raise CarinaError("The decoder pool was closed.")
+                raise MachineError("The decoder pool was closed.")
             raise DecoderDied(exit_code)
         header, tensors = message
         if header.get("code") == "DECODE_MEMORY":

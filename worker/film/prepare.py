@@ -66,7 +66,7 @@ def prepare(source: FilmSource, plan: Plan) -> PreparedFilm:
             normalised = normalise(stored, rescale, elements)
             facts, seen = facts_of(header, elements, normalised.voi_policy)
     with _only_film_errors("PREPROCESS_FAILED"), _timed(seconds, "preprocess"):
-        tensors = {member: preprocess.apply(steps, normalised.film, normalised.valid) for member, steps in plan.items()}
+        tensors = preprocess.apply_plan(plan, normalised.film, normalised.valid)
     return PreparedFilm(
         tensors, normalised.geometry, facts, file_hash, digest, [*normalised.observations, *seen], seconds
     )

@@ -9,8 +9,9 @@ Novikov ends with ``standardise`` by training-set statistics.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.bundle import BundleError
+from worker.film.levels import count_levels, look_up
 from worker.film.prepared import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -26,7 +28,10 @@ _LEVELS = 65536
 
 @dataclass
 class _State:
-    """What flows through the steps: ``film`` (rows, columns), its valid pixels, the channels at the end."""
+    """What flows through the steps: ``film`` (rows, columns), its valid pixels, the channels at the end.
+
+    Steps put new arrays in place of these and never write into them: other members' steps begin with the same.
+    """
 
     film: FloatArray
     valid: BoolArray | None
@@ -37,6 +42,10 @@ class _State:
         if self.valid is None or not self.valid.any():
             return self.film.ravel()
         return self.film[self.valid]
+
+    def tensor(self) -> FloatArray:
+        """float32 (channels, height, width), contiguous."""
+        return np.ascontiguousarray(np.broadcast_to(self.film, (self.channels, *self.film.shape)), np.float32)
 
 
 def _stretch(state: _State, low: float, high: float) -> None:
@@ -59,17 +68,19 @@ def _percentile(state: _State, low: float, high: float) -> None:
 
 
 def _levels(film: FloatArray) -> npt.NDArray[np.uint16]:
-    return np.rint(np.clip(film, 0.0, 1.0) * (_LEVELS - 1)).astype(np.uint16)
+    levels = film * np.float32(_LEVELS - 1)
+    np.clip(levels, 0.0, _LEVELS - 1, out=levels)
+    return np.rint(levels, out=levels).astype(np.uint16)
 
 
 def _equalise(state: _State) -> None:
     levels = _levels(state.film)
-    chosen = levels.ravel() if state.valid is None or not state.valid.any() else levels[state.valid]
-    cumulative = np.cumsum(np.bincount(chosen, minlength=_LEVELS)).astype(np.float64)
-    first = cumulative[int(chosen.min())]
+    counts = count_levels(levels, state.valid if state.valid is not None and state.valid.any() else None)
+    cumulative = np.cumsum(counts).astype(np.float64)
+    first = cumulative[int(np.flatnonzero(counts)[0])]
     span = cumulative[-1] - first
     table = np.clip((cumulative - first) / span, 0.0, 1.0) if span > 0 else np.zeros(_LEVELS)
-    state.film = np.take(table.astype(np.float32), levels)
+    state.film = look_up(table.astype(np.float32), levels)
 
 
 def _clahe(state: _State, clip_limit: float, tiles: int) -> None:
@@ -178,22 +189,48 @@ def apply(steps: Sequence[Mapping[str, Any]], film: FloatArray, valid: BoolArray
     -------
     float32 of shape (channels, height, width), contiguous.
     """
-    state = _State(film, valid)
-    for step in steps:
-        definition = STEPS[step["step"]]
-        arguments = {**definition.defaults, **{key: value for key, value in step.items() if key != "step"}}
-        definition.run(state, **arguments)
-    return np.ascontiguousarray(np.broadcast_to(state.film, (state.channels, *state.film.shape)), np.float32)
+    return apply_plan({"": steps}, film, valid)[""]
+
+
+def apply_plan(
+    plan: Mapping[str, Sequence[Mapping[str, Any]]], film: FloatArray, valid: BoolArray | None
+) -> dict[str, FloatArray]:
+    """Run every member's list; what several lists begin with is done once.
+
+    Members with the same list share one array.
+    """
+    tensors: dict[str, FloatArray] = {}
+    # By the steps done so far.
+    states = {"": _State(film, valid)}
+    finished: dict[str, FloatArray] = {}
+    for member, steps in plan.items():
+        done = ""
+        for step in steps:
+            before, done = done, done + json.dumps(step, sort_keys=True)
+            if done not in states:
+                states[done] = replace(states[before])
+                _run(step, states[done])
+        if done not in finished:
+            finished[done] = states[done].tensor()
+        tensors[member] = finished[done]
+    return tensors
+
+
+def _run(step: Mapping[str, Any], state: _State) -> None:
+    definition = STEPS[step["step"]]
+    arguments = {**definition.defaults, **{key: value for key, value in step.items() if key != "step"}}
+    definition.run(state, **arguments)
 
 
 def check(steps: Sequence[Mapping[str, Any]], channels: int, height: int, width: int) -> None:
-    """Refuse a list of steps that cannot run or does not end at (channels, height, width).
+    """Refuse a list of steps that cannot run, does not end at (channels, height, width) or leaves borders.
 
     Raises
     ------
     BundleError
-        An unknown step or key (with the nearest name), a missing or impossible value, or
-        another shape at the end.
+        An unknown step or key (with the nearest name), a missing or impossible value,
+        another shape at the end, or a network's grid that does not cover the whole film and nothing
+        else: :func:`worker.film.geometry.to_film_grid` could not lay its masks back.
     """
     size: tuple[int, int] | None = None
     count = 1
@@ -201,6 +238,11 @@ def check(steps: Sequence[Mapping[str, Any]], channels: int, height: int, width:
         _check_step(position, step)
         if step["step"] == "resize":
             size = (step["height"], step["width"])
+            if step.get("fit") == "longest_side":
+                raise BundleError(
+                    f"Preprocessing step {position} (resize) fits films by their longest side, but masks and heat maps "
+                    "are laid over the whole film: use fit = 'stretch'."
+                )
         elif step["step"] == "channels":
             count = step["count"]
     if size != (height, width) or count != channels:

@@ -1,9 +1,9 @@
 """How pool and decoder child talk: length-prefixed JSON headers and raw arrays, never pickle.
 
 A message is a little-endian 32 bit length, that many bytes of JSON, and then the arrays the
-JSON lists under ``"arrays"``, as raw little-endian float32. Parent → child: ``{"plan": ...}``
-or ``{"path": ..., "member": ...}``. Child → parent, per film: ``{"started": true}``, then the
-prepared film or ``{"code": ..., "detail": ...}``.
+JSON lists under ``"arrays"`` (all the names of one, and its shape), as raw little-endian float32.
+Parent → child: ``{"plan": ...}`` or ``{"path": ..., "member": ...}``. Child → parent, per film:
+``{"started": PROTOCOL}``, then the prepared film or ``{"code": ..., "detail": ...}``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ import numpy as np
 
 from worker.film.prepared import FilmFacts, FloatArray, Geometry, Observation, PreparedFilm
 
+#: Of everything said here and of the names of the preprocessing steps. A new child may be started by a worker whose
+#: program has been replaced since.
+PROTOCOL = 2
+
 _LENGTH = struct.Struct("<I")
 MAX_HEADER_BYTES = 16 << 20
 
@@ -28,10 +32,14 @@ Fill = Callable[[memoryview], bool]
 def write_message(stream: BinaryIO, header: dict[str, Any], arrays: dict[str, FloatArray] | None = None) -> None:
     """Send one message; ``stream`` is flushed."""
     arrays = arrays or {}
-    header = {**header, "arrays": [[name, list(array.shape)] for name, array in arrays.items()]}
-    text = json.dumps(header).encode()
+    names: dict[int, list[str]] = {}
+    for name, array in arrays.items():
+        names.setdefault(id(array), []).append(name)
+    different = [arrays[shared[0]] for shared in names.values()]
+    listed = [[shared, list(array.shape)] for shared, array in zip(names.values(), different, strict=True)]
+    text = json.dumps({**header, "arrays": listed}).encode()
     stream.write(_LENGTH.pack(len(text)) + text)
-    for array in arrays.values():
+    for array in different:
         if array.size:
             stream.write(np.ascontiguousarray(array, "<f4").data.cast("B"))
     stream.flush()
@@ -57,11 +65,11 @@ def read_message(fill: Fill) -> tuple[dict[str, Any], dict[str, FloatArray]] | N
     _demand(fill, memoryview(text))
     header: dict[str, Any] = json.loads(text)
     arrays: dict[str, FloatArray] = {}
-    for name, shape in header.pop("arrays"):
+    for names, shape in header.pop("arrays"):
         array = np.empty(shape, "<f4")
         if array.size:
             _demand(fill, array.data.cast("B"))
-        arrays[name] = array
+        arrays |= dict.fromkeys(names, array)
     return header, arrays
 
 

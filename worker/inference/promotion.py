@@ -4,10 +4,10 @@ Three gates, each with a sentence where it refuses:
 
 engine
     The bundle has an engine that passed the parity gate: one is recorded, or it can be made here
-    and now.
+    and now (with ``CARINA_ENGINE_BUILD=never``: it is in the cache that the workers read).
 metrics
     On the same held-out films none of its figures lies below the interval of the bundle in
-    service. Figures of other films are not comparable, which is said and refuses nothing.
+    service (:mod:`worker.inference.promotion_metrics`). What cannot be compared refuses nothing.
 shadow
     Where ``CARINA_SHADOW_AGREEMENT`` asks for it: enough films were read in the shadow, and the two
     bundles agree about them.
@@ -17,7 +17,7 @@ Whoever insists overrides them; what was overridden is recorded with the promoti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from schema.database import Database
 from worker.errors import CarinaError
 from worker.inference.bundles import load_bundle
 from worker.inference.compare import compare
+from worker.inference.promotion_metrics import judge_metrics
 from worker.inference.registry import (
     CHAMPION,
     BundleEntry,
@@ -43,18 +44,10 @@ from worker.settings import Settings
 #: Fewer films tell nothing about agreement.
 LEAST_SHADOW_FILMS = 30
 
-#: Task → the figures that count and the number in each: a table of the metrics, then the key inside an entry.
-_FIGURES: dict[str, tuple[tuple[str, str], ...]] = {
-    "segmentation": (("figures", ""), ("regions", "dice")),
-    "classification": (("figures", ""), ("findings", "auroc")),
-}
-#: Headline figures where more is better.
-_HEADLINES = frozenset({"mean_dice", "lung_dice", "mean_auroc"})
-
 
 @dataclass(frozen=True)
 class Promotion:
-    """What came of it: the bundle, what spoke against it and was overridden, and what could not be judged."""
+    """What came of it: the bundle, what spoke against it and was overridden, and by what its figures were judged."""
 
     entry: BundleEntry
     overridden: tuple[str, ...]
@@ -78,62 +71,20 @@ def promote(database: Database, settings: Settings, key: str, *, actor: str, for
     if serving is not None and serving.id == entry.id:
         return Promotion(entry, (), ())
     reasons = [*_engine_gate(database, settings, entry)]
-    remarks: list[str] = []
+    remarks: tuple[str, ...] = ()
     if serving is not None:
-        below, remarks = judge_metrics(entry.manifest["metrics"], serving.manifest["metrics"], serving.key)
-        reasons += below
+        judgement = judge_metrics(database, entry, serving)
+        reasons += judgement.below
+        remarks = judgement.remarks
         reasons += _shadow_gate(database, settings, entry, serving)
     if reasons and not force:
+        # By what the figures were judged, and what may flatter one of the two: whoever decides must know.
+        why = " ".join((*reasons, *remarks))
         raise CarinaError(
-            f"{key} is not put into service. {' '.join(reasons)} To do it all the same: "
-            f"carina bundle promote {key} --force"
+            f"{key} is not put into service. {why} To do it all the same: carina bundle promote {key} --force"
         )
     promoted = promote_bundle(database, settings, key, actor=actor, overridden=reasons)
-    return Promotion(promoted, tuple(reasons), tuple(remarks))
-
-
-def judge_metrics(
-    candidate: Mapping[str, Any], serving: Mapping[str, Any], serving_key: str
-) -> tuple[list[str], list[str]]:
-    """Compare the figures of two manifests.
-
-    Returns
-    -------
-    tuple of two lists of str
-        What lies below the interval of the bundle in service, and what cannot be compared; a sentence each.
-    """
-    below, remarks = [], []
-    for task in _FIGURES:
-        theirs, ours = serving.get(task), candidate.get(task)
-        if not theirs:
-            continue
-        if not ours or not theirs.get("films_digest") or ours.get("films_digest") != theirs.get("films_digest"):
-            remarks.append(
-                f"The {task} figures are not comparable with those of {serving_key}: they were not measured on the "
-                "same held-out films."
-            )
-            continue
-        numbers = dict(_figures(task, ours))
-        for name, figure in _figures(task, theirs):
-            low = figure.get("low")
-            value = numbers.get(name, {}).get("value")
-            if low is not None and value is not None and value < low:
-                below.append(
-                    f"{name} is {value:.3f} on the held-out films, below the interval of {serving_key} "
-                    f"({low:.3f}-{figure['high']:.3f})."
-                )
-    return below, remarks
-
-
-def _figures(task: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name of a figure for a person → the figure: its ``value``, ``low`` and ``high``."""
-    for table, key in _FIGURES[task]:
-        for name, entry in metrics.get(table, {}).items():
-            if not key and name in _HEADLINES:
-                yield name.replace("_", " "), entry
-            # What was derived by a rule is scored as no accuracy.
-            elif key and key in entry and entry.get("scored", True):
-                yield f"{key} of {name}", entry[key]
+    return Promotion(promoted, tuple(reasons), remarks)
 
 
 def _engine_gate(database: Database, settings: Settings, entry: BundleEntry) -> Iterator[str]:
@@ -151,7 +102,13 @@ def _engine_gate(database: Database, settings: Settings, entry: BundleEntry) -> 
         if recorded:
             read_manifest(directory)
             return
-        bundle = load_bundle(directory, home=settings.home, backend=settings.backend, precision=settings.precision)
+        bundle = load_bundle(
+            directory,
+            home=settings.home,
+            backend=settings.backend,
+            precision=settings.precision,
+            build=settings.engine_build,
+        )
         try:
             record_engine(database, entry.id, bundle.engine_description, bundle.parity)
         finally:

@@ -16,12 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, select
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from schema import tables
 from schema.bundle import MANIFEST_NAME, BundleError, Manifest, read_manifest, sha256_of
 from schema.database import Database
+from schema.types import database_now
 from worker.errors import CarinaError, FilmError
 from worker.inference.bundle_files import check_settings, is_bundle, store
 from worker.inference.bundles import PACKAGED_BUNDLE
@@ -125,9 +127,7 @@ def previous(database: Database, settings: Settings) -> RegisteredBundle | None:
     return _registered(settings, found)
 
 
-def add_bundle(
-    database: Database, settings: Settings, source: Path, *, actor: str, promote: bool = False
-) -> BundleEntry:
+def add_bundle(database: Database, settings: Settings, source: Path, *, actor: str) -> BundleEntry:
     """Copy a bundle into the home folder and make it known; a new one becomes the candidate.
 
     A bundle that is known keeps its aliases: its files are brought to this machine, or mended.
@@ -153,14 +153,10 @@ def add_bundle(
         ) from None
     with database.write() as connection:
         _lock_aliases(connection)
-        known = _bundle_id(connection, sha256)
-        if known is None:
+        if _bundle_id(connection, sha256) is None:
             _refuse_other_content(connection, manifest, sha256)
-            known = _insert_bundle(connection, manifest, sha256)
-            _point(connection, {CANDIDATE: known})
+            _point(connection, {CANDIDATE: _insert_bundle(connection, manifest, sha256)})
             _audit(connection, actor, "add", manifest.key, {"sha256": sha256})
-        if promote:
-            _promote(connection, known, manifest.key, actor)
     return find_bundle(database, settings, manifest.key)
 
 
@@ -220,7 +216,7 @@ def roll_back(database: Database, settings: Settings, *, actor: str) -> BundleEn
         _lock_aliases(connection)
         aliases = _aliases(connection)
         if PREVIOUS not in aliases:
-            raise CarinaError("There is no previous bundle to go back to: see carina bundle list.")
+            raise CarinaError(_no_way_back(connection, aliases.get(CHAMPION)))
         champion_id, previous_id = aliases.get(CHAMPION), aliases[PREVIOUS]
         _point(connection, {CHAMPION: previous_id, PREVIOUS: champion_id})
         key = _key_of(connection, previous_id)
@@ -233,14 +229,11 @@ def roll_back(database: Database, settings: Settings, *, actor: str) -> BundleEn
 def record_engine(database: Database, bundle_id: int, description: dict[str, Any], parity: dict[str, Any]) -> None:
     """Note that an engine passed its parity gate on this device; a second time changes nothing."""
     columns = ("backend", "backend_version", "device", "precision")
-    row = {"bundle_id": bundle_id, **{column: description[column] for column in columns}}
-    engine = tables.engine
+    row = {"bundle_id": bundle_id, **{column: description[column] for column in columns}, "parity": parity}
+    dialect = postgresql if database.dialect == "postgresql" else sqlite
+    # Workers that change over in the same moment record the same engine.
     with database.write() as connection:
-        known = connection.scalar(
-            select(engine.c.id).where(*(engine.c[column] == value for column, value in row.items()))
-        )
-        if known is None:
-            connection.execute(insert(engine).values(**row, parity=parity))
+        connection.execute(dialect.insert(tables.engine).values(**row).on_conflict_do_nothing())
 
 
 def bundle_folder(settings: Settings, sha256: str) -> Path:
@@ -285,8 +278,9 @@ def _aliases(connection: Connection) -> dict[str, int]:
 
 
 def _lock_aliases(connection: Connection) -> None:
-    """Let no other process change an alias until this transaction ends."""
-    connection.execute(select(tables.bundle_alias).with_for_update())
+    """Let no other process change an alias, or open shadow jobs, until this transaction ends."""
+    alias = tables.bundle_alias
+    connection.execute(select(alias).where(alias.c.alias == CHAMPION).with_for_update())
 
 
 def _insert_bundle(connection: Connection, manifest: Manifest, sha256: str) -> int:
@@ -297,13 +291,19 @@ def _insert_bundle(connection: Connection, manifest: Manifest, sha256: str) -> i
 def _point(connection: Connection, wanted: Mapping[str, int | None]) -> None:
     """Make each alias point to its bundle, or to none."""
     alias = tables.bundle_alias
-    connection.execute(delete(alias).where(alias.c.alias.in_(wanted)))
-    rows = [{"alias": name, "bundle_id": bundle_id} for name, bundle_id in wanted.items() if bundle_id is not None]
-    if rows:
-        connection.execute(insert(alias), rows)
+    present = _aliases(connection).keys()
+    for name, bundle_id in wanted.items():
+        if bundle_id is None:
+            connection.execute(delete(alias).where(alias.c.alias == name))
+        elif name in present:
+            # Changed in place: whoever waits for the row of a deleted alias finds none, not the new one.
+            moved = update(alias).where(alias.c.alias == name)
+            connection.execute(moved.values(bundle_id=bundle_id, since=database_now()))
+        else:
+            connection.execute(insert(alias).values(alias=name, bundle_id=bundle_id))
 
 
-def _promote(connection: Connection, bundle_id: int, key: str, actor: str, overridden: Sequence[str] = ()) -> None:
+def _promote(connection: Connection, bundle_id: int, key: str, actor: str, overridden: Sequence[str]) -> None:
     """Make a bundle the champion; nothing happens to one that is."""
     aliases = _aliases(connection)
     champion_id = aliases.get(CHAMPION)
@@ -315,6 +315,15 @@ def _promote(connection: Connection, bundle_id: int, key: str, actor: str, overr
     _point(connection, wanted)
     detail = _instead(connection, champion_id) | _published(connection, bundle_id)
     _audit(connection, actor, "promote", key, detail | ({"overridden": list(overridden)} if overridden else {}))
+
+
+def _no_way_back(connection: Connection, champion_id: int | None) -> str:
+    if champion_id is None:
+        return "There is no previous bundle to go back to: none was put into service yet."
+    return (
+        f"There is no previous bundle to go back to: {_key_of(connection, champion_id)} is the first that was put into "
+        "service here. To put another one in its place: carina bundle list, then carina bundle promote NAME:VERSION"
+    )
 
 
 def _published(connection: Connection, bundle_id: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select, update
@@ -204,10 +204,12 @@ class SwappingEngines(Engines):
             opened = self._open(champion)
             if opened is None:
                 return
-            if self._wanted().champion != champion:
-                # Rolled back while it was being loaded.
-                opened.close()
-                return
+            with ExitStack() as unless_it_serves:
+                unless_it_serves.callback(opened.close)
+                if self._wanted().champion != champion:
+                    # Rolled back while it was being loaded.
+                    return
+                unless_it_serves.pop_all()
             new = _Shift(opened)
         with self._lock:
             self._serving = new
@@ -243,7 +245,7 @@ class SwappingEngines(Engines):
         except DBAPIError:
             raise
         except Exception as error:
-            self._note(bundle_id, _reason(error))
+            self._note(bundle_id, reason_of(error))
             return None
         self._troubles.pop(bundle_id, None)
         return opened
@@ -303,8 +305,8 @@ class SwappingEngines(Engines):
 _CHAMPION = select(tables.bundle_alias.c.bundle_id).where(tables.bundle_alias.c.alias == "champion")
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a bundle, a sentence; an exception of another kind may quote anything."""
+def reason_of(error: Exception) -> str:
+    """Why a bundle could not be loaded, a sentence; an exception of another kind may quote anything."""
     if isinstance(error, BundleError | CarinaError | FilmError):
         return str(error)
     return f"Loading it failed: {type(error).__name__}."

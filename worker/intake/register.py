@@ -135,6 +135,11 @@ class Registrar:
         Where the database refuses the chunk - another process registered one of its files in
         the same moment, or a header holds what it cannot take - it is halved until the
         culprit stands alone and is rejected.
+
+        Raises
+        ------
+        schema.database.DatabaseVersionError
+            The tables were upgraded meanwhile: what they refuse now is no proof against a header.
         """
         try:
             return self._write(files)
@@ -143,6 +148,7 @@ class Registrar:
                 counts = self.register(files[: len(files) // 2])
                 counts.add(self.register(files[len(files) // 2 :]))
                 return counts
+        self._database.require_current()
         try:
             return self._write(files)
         except (IntegrityError, DataError):

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schema.database import Database, DatabaseVersionError, is_busy
 from worker import REVISION
-from worker.errors import FilmError
+from worker.errors import FilmError, MachineError
 from worker.queue.batches import BatchReport, Slots
 from worker.queue.claiming import Claimer
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, standard_duties
@@ -278,8 +278,8 @@ class WorkerLoop:
                         self._release(batch)
                     else:
                         work(batch)
-                except (DBAPIError, DatabaseVersionError) as error:
-                    if isinstance(error, DatabaseVersionError) or not is_busy(error):
+                except (DBAPIError, DatabaseVersionError, MachineError) as error:
+                    if not isinstance(error, DBAPIError) or not is_busy(error):
                         # No film's fault: none should be suspected when its lease runs out.
                         self._fail(error)
                         with suppress(DBAPIError):
@@ -294,6 +294,8 @@ class WorkerLoop:
         claimed, lease_id = batch.claim, batch.lease_id
         try:
             outcomes = processor.process(claimed.jobs, lambda: self._watchdog.moved(lease_id))
+        except MachineError:
+            raise
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             words = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import logging
 import re
 from collections import defaultdict
@@ -17,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from sqlalchemy import Connection, Select, func, select
 
 from schema.database import Database
 from schema.findings import Finding
 from schema.queries import DEFAULT_ROOTS, seen_by, source_text
+from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME
 from schema.tables import ArrivalState, arrival, bundle, failure_flag, finding_score, identity, instance_identity
 from schema.tables import segmentation as segmentation_table
 from schema.view_tables import film_state, published_result
 from worker.film.geometry import to_film_grid
 from worker.film.prepared import Geometry
 from worker.results.files import whole_file, writing_to
-from worker.results.masks import DamagedMaskError, decode_mask
+from worker.results.masks import ByteArray, DamagedMaskError, decode_mask
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ def export_png(
 ) -> int:
     """Write ``<SOP Instance UID>.png`` for each film with a published result.
 
-    Each is an 8-bit label map on the film's own grid; see ``schema.regions`` for the values.
+    Each is an 8-bit label map on the film's own grid with the values of :func:`exported_values`.
 
     Parameters
     ----------
@@ -79,6 +82,7 @@ def export_png(
     with database.read() as connection:
         total = connection.scalar(select(func.count()).select_from(results.subquery())) or 0
     written, last = 0, 0
+    values: dict[int, ByteArray] = {}
     with writing_to(out, "The export"):
         while page := _page(database, results, last):
             for row in page:
@@ -87,7 +91,10 @@ def export_png(
                 except DamagedMaskError as error:
                     log.error("job %d: %s", row.job_id, error)
                     continue
-                encoded = cv2.imencode(".png", to_film_grid(labels, geometry_of(row)))[1].tobytes()
+                if row.bundle_id not in values:
+                    values[row.bundle_id] = _values_of_bundle(database, row.bundle_id)
+                film = to_film_grid(values[row.bundle_id][labels], geometry_of(row))
+                encoded = cv2.imencode(".png", film)[1].tobytes()
                 with whole_file(out / png_name(row.sop_instance_uid), "wb") as stream:
                     stream.write(encoded)
                 written += 1
@@ -95,6 +102,35 @@ def export_png(
                     progress(written, total)
             last = page[-1].job_id
     return written
+
+
+def exported_values(regions: Sequence[str]) -> ByteArray:
+    """What stands in a file for each of a bundle's own label values.
+
+    A bundle counts its regions 0, 1, 2, ... in an order of its own. In a file each of the eight regions has its value
+    of :data:`schema.regions.HOLSTE_REGIONS` whatever bundle found it; regions by any other name follow, in the
+    bundle's order.
+
+    Parameters
+    ----------
+    regions
+        Names, in the order of the bundle's label values.
+
+    Returns
+    -------
+    uint8 (256,): own value → value in a file.
+    """
+    others = itertools.count(len(HOLSTE_REGIONS))
+    table = np.zeros(256, np.uint8)
+    for own, name in enumerate(regions):
+        table[own] = REGION_BY_NAME[name].value if name in REGION_BY_NAME else next(others)
+    return table
+
+
+def _values_of_bundle(database: Database, bundle_id: int) -> ByteArray:
+    with database.read() as connection:
+        manifest = connection.scalars(select(bundle.c.manifest).where(bundle.c.id == bundle_id)).one()
+    return exported_values([region["name"] for region in manifest["regions"]])
 
 
 def geometry_of(row: Any) -> Geometry:
@@ -171,6 +207,7 @@ def _png_query(submission_id: int | None, since: datetime | None) -> Select[Any]
     query = (
         select(
             published_result.c.job_id,
+            published_result.c.bundle_id,
             instance_identity.c.sop_instance_uid,
             *(segmentation_table.c[name] for name in ("mask", "height", "width", "film_rows", "film_columns")),
             segmentation_table.c.flip_columns,

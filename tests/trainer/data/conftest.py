@@ -100,13 +100,12 @@ def make_recipe() -> MakeRecipe:
         findings: Sequence[str] = (),
         height: int = 32,
         width: int = 32,
-        fit: str = "stretch",
         channels: int = 1,
         **data: Any,
     ) -> Recipe:
         steps: list[dict[str, Any]] = [
             {"step": "min_max"},
-            {"step": "resize", "height": height, "width": width, "fit": fit},
+            {"step": "resize", "height": height, "width": width},
         ]
         if channels != 1:
             steps.append({"step": "channels", "count": channels})

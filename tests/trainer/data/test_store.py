@@ -252,10 +252,9 @@ def test_phantoms_bring_labels_and_places(make_recipe: MakeRecipe, tmp_path: Pat
         assert bool(samples.places[row].any()) is bool(record.findings.get("pneumonia"))
 
 
-@pytest.mark.parametrize("fit", ["stretch", "longest_side"])
-def test_places_lie_on_the_networks_grid(make_recipe: MakeRecipe, tmp_path: Path, fit: str) -> None:
+def test_places_lie_on_the_networks_grid(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     regions = ("background", "left_lung", "right_lung")
-    recipe = make_recipe(regions=regions, height=64, width=96, fit=fit, phantoms=12)
+    recipe = make_recipe(regions=regions, height=64, width=96, phantoms=12)
     samples = build_samples(phantom_dataset(12), range(12), recipe, tmp_path)
     assert samples.places is not None and samples.labels is not None
     lung = (samples.labels > 0).reshape(12, 16, 4, 16, 6).any(axis=(2, 4))

@@ -142,20 +142,34 @@ class TestNumbers:
 class TestCalibration:
     def test_bins_are_scikit_learns(self) -> None:
         rng = np.random.default_rng(3)
-        scores = rng.random(300)
+        scores = rng.random(300) ** 3
         labels = (rng.random(300) < scores**2).astype(float)
         curve = calibration(labels, scores)
-        observed, probability = calibration_curve(labels, scores, n_bins=10)
-        filled = curve.films > 0
-        np.testing.assert_allclose(curve.observed[filled], observed)
-        np.testing.assert_allclose(curve.probability[filled], probability)
-        assert curve.error == pytest.approx(np.sum(np.abs(observed - probability) * curve.films[filled]) / 300)
+        observed, probability = calibration_curve(labels, scores, n_bins=10, strategy="quantile")
+        np.testing.assert_array_equal(curve.films, np.full(10, 30))
+        np.testing.assert_allclose(curve.observed, observed)
+        np.testing.assert_allclose(curve.probability, probability)
+        assert curve.error == pytest.approx(np.mean(np.abs(observed - probability)))
 
     def test_an_honest_network_has_no_error(self) -> None:
         scores = np.repeat([0.25, 0.75], 40)
         labels = np.r_[np.arange(40) % 4 == 0, np.arange(40) % 4 != 0].astype(float)
         assert calibration(labels, scores).error == pytest.approx(0)
         assert calibration(labels, 1 - scores).error == pytest.approx(0.5)
+
+    def test_a_sure_network_that_is_right_four_times_in_five(self) -> None:
+        sure = np.linspace(0.98, 1.0, 50)
+        right = (np.arange(50) % 5 != 0).astype(float)
+        curve = calibration(np.r_[right, 1 - right], np.r_[sure, 1 - sure])
+        assert curve.error == pytest.approx(0.19, abs=1e-9)
+
+    def test_equal_probabilities_stay_in_one_bin(self) -> None:
+        scores = np.r_[np.zeros(70), np.linspace(0.5, 0.9, 30)]
+        curve = calibration(np.zeros(100), scores)
+        assert curve.films[0] == 70
+        assert curve.films.sum() == 100
+        shuffled = np.random.default_rng(0).permutation(100)
+        assert calibration(np.zeros(100), scores[shuffled]).error == pytest.approx(curve.error)
 
     def test_without_films_there_is_no_error(self) -> None:
         assert np.isnan(calibration(np.array([np.nan]), np.array([0.3])).error)

@@ -92,8 +92,10 @@ class TestBundles:
             cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.rint(phantom.image * 255).astype(np.uint8))
             cv2.imwrite(str(tmp_path / f"labels/{index}.png"), phantom.labels)
         out = tmp_path / "out"
-        result = call(PACKAGED_BUNDLE, "--data", tmp_path, "--part", "all", "--out", out)
+        result = call(PACKAGED_BUNDLE, "--data", tmp_path, "--part", "all", "--out", out, "--stress", "--films", "1")
         assert result.exit_code == 0, result.output
+        assert "stress: 1 films, all" in result.stdout
+        assert "worst lung dice" in result.stdout
         assert "masks: 3 films, all" in result.stdout
         assert (out / "masks" / "report.md").is_file()
         assert not (out / "findings").exists()
@@ -110,6 +112,10 @@ class TestUsage:
             (("a", "--part", "all"), "--part all are for --data"),
             (("a", "--layout", "x"), "--layout and"),
             (("a", "--nonsense"), "No such option"),
+            (("a", "--stress"), "package the run first"),
+            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--films", "3"), "--films is for"),
+            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--stress", "--film-size", "h,w"), "--film-size for"),
+            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--shortcuts", "--film-size", "h"), "takes two columns"),
         ],
     )
     def test_wrong_use_ends_with_2(self, words: tuple, said: str) -> None:

@@ -54,7 +54,7 @@ def untrained(tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def bundle(masks: Run, finders: tuple[Run, Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of all three with 8-bit twins."""
+    """A bundle of all three with variants."""
     out = tmp_path_factory.mktemp("bundles") / "tiny"
-    package([masks, *finders], out, int8=True, replicates=200)
+    package([masks, *finders], out, variants=["torch", "fp16", "int8"], replicates=200)
     return out

@@ -64,8 +64,25 @@ def test_phantoms_are_no_patients(manifest: Manifest) -> None:
     assert "no evidence about patients" in card
 
 
-def test_twins_are_judged(manifest: Manifest) -> None:
-    section = model_card(manifest).split("### 8-bit twins")[1]
-    for name, gate in manifest.metrics["int8"].items():
-        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
-        assert row.endswith("| passed |") is gate["passed"]
+def test_variants_are_judged(manifest: Manifest) -> None:
+    gates = {variant: dict(each) for variant, each in manifest.metrics["variants"].items()}
+    gates["fp16"]["holste_unet"] = {"passed": False, "sentences": ["Dice of carina is 0.5"]}
+    section = model_card(replace(manifest, metrics={**manifest.metrics, "variants": gates})).split("### Variants")[1]
+    assert "| fp16, half precision (TensorRT) | holste_unet | Dice of carina is 0.5 |" in section
+    rows = [line for line in section.splitlines() if re.match(r"\| (int8|fp16|torch), ", line)]
+    assert len(rows) == len(gates) * len(manifest.members) == 9
+    assert "| fp16, half precision (TensorRT) | small_classifier-1 | passed |" in rows
+
+
+def test_tells_how_far_probabilities_can_be_trusted(bundle: Path, manifest: Manifest) -> None:
+    measured = manifest.metrics["classification"]
+    for name, curve in measured["calibration"].items():
+        assert sum(curve["films"]) == measured["findings"][name]["positive"] + measured["findings"][name]["negative"]
+        error = measured["findings"][name]["calibration_error"]
+        assert 0 <= error <= 1
+        assert f"| {name.replace('_', ' ').capitalize()} | {error:.3f} |" in model_card(manifest)
+    assert "](reliability.png)" in model_card(manifest)
+    assert (bundle / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert "reliability.png" in manifest.files
+    earlier = {key: value for key, value in measured.items() if key != "calibration"}
+    assert "reliability" not in model_card(replace(manifest, metrics={**manifest.metrics, "classification": earlier}))

@@ -16,6 +16,7 @@ from trainer.export.onnx_export import (  # noqa: E402
     ClassificationOutputs,
     SegmentationOutputs,
     export_onnx,
+    folded,
     read_onnx,
     round_weights,
     write_onnx,
@@ -130,3 +131,47 @@ def test_a_classifier_has_its_map_as_second_output(tmp_path: Path) -> None:
     found = engine_of(tmp_path / "f.onnx").run(pictures.numpy())
     np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-logits.numpy())), atol=1e-3)
     np.testing.assert_allclose(found["cam"], maps.numpy(), atol=2e-3)
+
+
+class TestFolding:
+    """The exporter folds batch normalisations into convolutions: done before rounding, nothing is rounded twice."""
+
+    def statistics_as_after_training(self, network: nn.Module) -> None:
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(0, 0.1)
+                layer.running_var.uniform_(0.5, 2)
+
+    def farthest(self, network: nn.Module, path: Path) -> float:
+        """Largest difference of the exported heat maps from the network's own, as a share of the highest."""
+        round_weights(network)
+        module = ClassificationOutputs(network)
+        export_onnx(module, path, (1, 64, 64), OUTPUTS["classification"])
+        picture = torch.rand(1, 1, 64, 64)
+        with torch.no_grad():
+            maps = module(picture)[1].numpy()
+        found = engine_of(path).run(picture.numpy())["cam"]
+        return float(np.abs(found - maps).max() / maps.max())
+
+    def test_says_the_same_without_batch_normalisations(self) -> None:
+        torch.manual_seed(3)
+        network = make_network("small_classifier", 1, 3, {"guided": True, "half_size": True}).eval()
+        self.statistics_as_after_training(network)
+        pictures = torch.rand(2, 1, 64, 64)
+        plain = folded(network)
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
+        with torch.no_grad():
+            for ours, theirs in zip(plain(pictures), network(pictures), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("name", ["small_classifier", pytest.param("resnet101", marks=pytest.mark.slow)])
+    def test_is_what_brings_the_bundle_close_to_the_reference(self, name: str, tmp_path: Path) -> None:
+        if name == "resnet101":
+            pytest.importorskip("monai")
+        torch.manual_seed(1)
+        network = make_network(name, 1, 3).eval()
+        self.statistics_as_after_training(network)
+        plain = folded(network)
+        near, far = (self.farthest(each, tmp_path / "network.onnx") for each in (plain, network))
+        assert near < 2e-5
+        assert near < far / 5

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from finished_runs import PARTS, SECRET
 
@@ -19,7 +20,7 @@ from trainer.errors import RunError
 from trainer.evaluation.films import trained_with
 from trainer.export.package import package
 from trainer.recipe import BundleTable
-from trainer.training.run_folder import Run
+from trainer.training.run_folder import Run, RunFolder
 from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
 from worker.inference.engines.backends import open_backend
 from worker.inference.engines.base import Precision
@@ -43,7 +44,12 @@ class TestBundle:
             ("small_classifier-2", "classification"),
         ]
         assert [finding.finding for finding in manifest.findings] == ["pneumonia", "bronchitis", "no_finding"]
-        assert all(member.variants == {"int8": f"{member.name}-int8.onnx"} for member in manifest.members)
+        for member in manifest.members:
+            assert member.variants == {
+                "int8": f"{member.name}-int8.onnx",
+                "fp16": f"{member.name}-fp16.onnx",
+                "torch": f"{member.name}.pt2",
+            }
         assert [member.parameters for member in manifest.members] == [34_380, 7_057, 7_057]
 
     def test_is_taken_by_the_worker(self, bundle: Path, tmp_path: Path) -> None:
@@ -212,6 +218,11 @@ class TestTarget:
         assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_variant_that_does_not_exist(masks: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no variant fp8: choose among int8, fp16, bf16, torch"):
+        package([masks], tmp_path / "out", variants=["fp8", "fp16"])
+
+
 class TestCommand:
     def test_writes_what_it_was_told_and_replaces_an_earlier_bundle(self, untrained: MakeRun, tmp_path: Path) -> None:
         run = untrained("m", "segmentation", parts={"train": 6, "validation": 2})
@@ -220,8 +231,22 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert f"carina bundle add {out} --promote" in result.output
         assert read_manifest(out).key == "mine:3"
-        result = CliRunner().invoke(command, [str(run.folder), "--out", str(out), "--json"])
-        assert json.loads(result.stdout)["files"]["model-card.md"] == sha256_of(out / "model-card.md")
+        arguments = [str(run.folder), "--out", str(out), "--variant", "bf16", "--int8", "--json"]
+        manifest = json.loads(CliRunner().invoke(command, arguments).stdout)
+        assert manifest["files"]["model-card.md"] == sha256_of(out / "model-card.md")
+        assert list(manifest["members"][0]["variants"]) == ["int8", "bf16"]
+
+    def test_says_which_variant_misses_the_gate(self, untrained: MakeRun, tmp_path: Path) -> None:
+        run = untrained("m", "segmentation", parts={"train": 6, "validation": 2})
+        weights = RunFolder(run.folder).weights
+        network = torch.load(weights)
+        first = next(iter(network))
+        network[first] = 1e7 * network[first]  # far beyond what half precision can hold
+        torch.save(network, weights)
+        result = CliRunner().invoke(command, [str(run.folder), "--out", str(tmp_path / "out"), "--variant", "fp16"])
+        assert result.exit_code == 0, result.output
+        assert "fp16 of holste_unet misses the parity gate: " in result.output
+        assert "| holste_unet | passed |" not in (tmp_path / "out/model-card.md").read_text("utf-8")
 
     def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(command, [str(tmp_path), "--out", str(tmp_path / "out")])

@@ -91,7 +91,7 @@ def findings(mean: float, **aurocs: float | None) -> dict[str, Any]:
     ],
 )
 def test_a_verdict_is_about_the_champions_interval(values: Any, verdict: str) -> None:
-    assert Figure("Dice", *values).verdict == verdict
+    assert Figure("Dice", "segmentation", *values).verdict == verdict
 
 
 def test_figures_stand_side_by_side(judge: Any) -> None:
@@ -106,6 +106,7 @@ def test_figures_stand_side_by_side(judge: Any) -> None:
         "AUROC of no_finding": "below",
     }  # fmt: skip
     assert result["below"] == ["Dice of left_lung", "AUROC of no_finding"]
+    assert [each["task"] for each in result["figures"]] == ["segmentation"] * 4 + ["classification"] * 3
     assert (result["candidate"], result["champion"]) == ("new:1", "old:1")
     assert result["films"] == {"masks": 2, "findings": 2}
 

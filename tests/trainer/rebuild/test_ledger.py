@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_rows import add_bundle
+from ledger_rows import add_bundle, register_films
 from sqlalchemy import select, update
 
 from schema import tables
 from schema.database import Database
-from schema.tables import RebuildState
+from schema.tables import LabelSource, LabelValue, RebuildState
 from trainer.errors import RunError
 from trainer.rebuild.ledger import Rebuild, RebuildLedger, last_finished, list_rebuilds, unfinished
 from trainer.rebuild.place import TRAINER, Place, PlaceTakenError, trainers_place
+from worker.monitor.labels import Label, record_labels
 from worker.settings import Settings
 
 MakeRequest = Any
@@ -59,9 +60,9 @@ def holder(database: Database, home: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def begin(database: Database, place: Place, request: Any, *, fresh: bool = False) -> Rebuild:
+def begin(database: Database, place: Place, request: Any, *, fresh: bool = False, champion_id: int = 1) -> Rebuild:
     return RebuildLedger(database, place).open(
-        request, "films", lambda number: Path(f"/rebuilds/{number}"), champion_id=1, fresh=fresh
+        request, "films", lambda number: Path(f"/rebuilds/{number}"), champion_id=champion_id, fresh=fresh
     )
 
 
@@ -196,6 +197,23 @@ class TestRows:
             again = begin(ledger, place, ask())
         assert (again.id, again.state, again.stage, again.outcome) == (failed.id, RebuildState.RUNNING, "engines", "")
         assert again.finished_at is None
+
+    @pytest.mark.parametrize("failed", [True, False], ids=["failed", "died"])
+    def test_what_failed_in_its_first_stage_sees_what_was_mended_since(
+        self, ledger: Database, settings: Settings, ask: Any, failed: bool
+    ) -> None:
+        request = ask(from_database=True)
+        register_films(ledger, ["film"])
+        with trainers_place(ledger, settings) as place:
+            first = begin(ledger, place, request)
+            if failed:
+                RebuildLedger(ledger, place).fail(first, "there are no labels")
+            said = (LabelValue.PRESENT, "reader", LabelSource.RANDOM)
+            record_labels(ledger, [Label(1, "pneumonia", *said, datetime(2026, 3, 1, tzinfo=UTC))])
+            add_bundle(ledger, "promoted")
+            again = begin(ledger, place, request, champion_id=2)
+        assert (first.champion, first.last_label_id, again.id) == ("champion:1", 0, first.id)
+        assert (again.champion, again.last_label_id) == (("promoted:1", 1) if failed else ("champion:1", 0))
 
     @pytest.mark.parametrize("changes", [{"int8": True}, {}], ids=["another request", "fresh"])
     def test_what_is_not_gone_on_with_is_given_up(

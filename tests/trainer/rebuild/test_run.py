@@ -24,6 +24,7 @@ from trainer.rebuild.run import NAMES, STAGES, rebuild
 from trainer.training.progress import TrainingProgress
 from worker.errors import FilmError
 from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
+from worker.inference.promotion_metrics import judge_metrics
 from worker.inference.registry import bundle_folder, champion, list_bundles
 from worker.settings import Settings
 
@@ -89,6 +90,18 @@ def test_the_candidate_is_registered_and_nothing_is_promoted(site: Site) -> None
         said = [tuple(row) for row in connection.execute(select(event.actor, event.action, event.subject))]
     assert ("carina rebuild", "add", key) in said
     assert [action for _, action, subject in said if subject == key] == ["add"]
+
+
+def test_a_promotion_would_be_judged_by_its_comparison(site: Site) -> None:
+    entries = {entry.key: entry for entry in list_bundles(site.database, site.settings)}
+    comparison = site.report["comparison"]
+    judgement = judge_metrics(site.database, entries[comparison["candidate"]], entries[CHAMPION])
+    assert len(judgement.below) == len(comparison["below"])
+    assert all(" held-out films of rebuild 1" in sentence for sentence in judgement.below)
+    counts = comparison["films"]
+    found = [f"on the {count} held-out films of rebuild 1" in str(judgement.remarks) for count in counts.values()]
+    assert counts and all(found)
+    assert [f"Rebuild 1: {remark}" for remark in comparison["remarks"]] == list(judgement.remarks[2:])
 
 
 def test_its_engines_passed_the_gate_and_are_in_the_cache(site: Site) -> None:
@@ -241,6 +254,27 @@ def test_what_a_person_must_mend_is_said_and_then_gone_on_with(
         assert (row.state, row.stage, row.outcome) == (RebuildState.FAILED, "evaluation", said)
     assert rebuild(settings, ask())["outcome"]
     assert len(done) == len(STAGES)
+
+
+@pytest.mark.parametrize("trouble", [DataError("too few films"), Died()], ids=["failed", "died"])
+def test_films_are_chosen_anew_after_a_failure_and_kept_after_a_death(
+    settings: Settings, ask: MakeRequest, done: list[str], monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    kept = []
+
+    def choose(work: Any) -> dict[str, Any]:
+        kept.append(work.folder.films.is_file())
+        work.folder.films.write_text("{}")
+        if len(kept) == 1:
+            raise trouble
+        return {}
+
+    replace_stage(monkeypatch, "films", choose)
+    with pytest.raises(type(trouble)):
+        rebuild(settings, ask())
+    rebuild(settings, ask())
+    assert [row.id for row in rows_of(settings)] == [1]
+    assert kept == [False, isinstance(trouble, Died)]
 
 
 def test_a_new_one_follows_a_finished_one_and_fresh_leaves_what_was_begun(

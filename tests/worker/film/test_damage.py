@@ -53,6 +53,13 @@ def test_a_break_at_the_edge_of_the_valid_area_is_none() -> None:
     assert broken_share(film, valid) == 0.0
 
 
+@pytest.mark.parametrize("row", [2, 62, 63, 64, 65, 66, 67, 126, 127, 128, 129, 198])
+def test_a_break_is_found_in_whatever_strip_it_lies(row: int) -> None:
+    film = np.full((200, 320), 0.3, np.float32)
+    film[row:] = 0.6
+    assert broken_share(film, None) == 1.0
+
+
 def test_slanted_and_soft_edges_are_no_breaks() -> None:
     y, x = np.mgrid[0:300, 0:300].astype(np.float32)
     assert broken_share((y > x * 0.2 + 60).astype(np.float32), None) < BROKEN_SHARE

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from worker.errors import CarinaError, FilmError
+from worker.errors import FilmError, MachineError
 from worker.film.pool import DecoderDied, DecoderPool
 from worker.film.prepared import PreparedFilm
 from worker.film.source import FilmSource
@@ -166,8 +166,16 @@ def test_a_film_that_needs_too_much_memory(film: Path, slow_film: Path) -> None:
 
 def test_no_child_can_be_started(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with DecoderPool(PLAN, size=1) as pool, pytest.raises(CarinaError, match="decoder child"):
+    with DecoderPool(PLAN, size=1) as pool, pytest.raises(MachineError, match="decoder child"):
         pool.prepare(FilmSource(film))
+
+
+def test_children_of_another_version_read_nothing(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.film.pool.PROTOCOL", 1)
+    with DecoderPool(PLAN, size=1) as pool:
+        with pytest.raises(MachineError, match="start the worker again"):
+            pool.prepare(FilmSource(film))
+        assert pool.child_pids() == []
 
 
 def test_another_plan_from_the_next_film_on(film: Path) -> None:
@@ -185,7 +193,7 @@ def test_a_closed_pool_has_no_children(film: Path) -> None:
     (pid,) = pool.child_pids()
     pool.close()
     assert not psutil.pid_exists(pid)
-    with pytest.raises(CarinaError, match="closed"):
+    with pytest.raises(MachineError, match="closed"):
         pool.prepare(FilmSource(film))
 
 
@@ -194,7 +202,7 @@ def test_closing_convicts_no_film(slow_film: Path) -> None:
     executor, future = prepare_in_background(pool, slow_film)
     child = wait_until_busy(pool)
     pool.close()
-    with pytest.raises(CarinaError, match="closed"):
+    with pytest.raises(MachineError, match="closed"):
         future.result()
     executor.shutdown()
     assert not child.is_running()

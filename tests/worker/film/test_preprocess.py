@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schema.bundle import BundleError
-from worker.film.preprocess import STEPS, apply, check
+from worker.film.geometry import to_film_grid
+from worker.film.prepared import Geometry
+from worker.film.preprocess import STEPS, apply, apply_plan, check
 
 HOLSTE = [{"step": "min_max"}, {"step": "resize", "height": 256, "width": 256}]
 CLASSIFIER = [
@@ -114,6 +116,7 @@ def test_good_lists_pass() -> None:
         ([{"step": "min_max"}], "ends at the film's own size"),
         ([*HOLSTE, {"step": "channels", "count": 3}], "ends at 3 x 256 x 256"),
         ([{"step": "resize", "height": 128, "width": 256}], "the network takes 1 x 256 x 256"),
+        ([{"step": "resize", "height": 256, "width": 256, "fit": "longest_side"}], "use fit = 'stretch'"),
     ],
 )
 def test_bad_lists_are_refused_with_the_nearest_name(steps: list[dict], words: str) -> None:
@@ -123,3 +126,35 @@ def test_bad_lists_are_refused_with_the_nearest_name(steps: list[dict], words: s
 
 def test_every_step_is_tested_here() -> None:
     assert set(STEPS) == {"min_max", "percentile", "equalise", "clahe", "resize", "standardise", "channels"}
+
+
+def test_a_grid_with_borders_would_not_be_laid_back_right() -> None:
+    """Why a member may not fit films by their longest side."""
+    film = np.zeros((300, 110), np.float32)
+    film[60:290, 70:104] = 1.0
+    dice = {}
+    for fit in ("stretch", "longest_side"):
+        grid = apply([{"step": "resize", "height": 64, "width": 64, "fit": fit}], film, None)[0] > 0.5
+        back = to_film_grid(grid.astype(np.uint8), Geometry(*film.shape)) > 0
+        dice[fit] = 2 * (back & (film > 0)).sum() / (back.sum() + (film > 0).sum())
+    assert dice["stretch"] > 0.95
+    assert dice["longest_side"] < 0.5
+
+
+def test_members_of_one_plan_see_what_each_would_alone() -> None:
+    film = np.random.default_rng(0).random((90, 70), np.float32)
+    valid = np.ones(film.shape, bool)
+    valid[:, :9] = False
+    equalised = [{"step": "equalise"}, {"step": "resize", "height": 32, "width": 32}]
+    plan = {
+        "regions": HOLSTE,
+        "one": [*equalised, {"step": "channels", "count": 3}],
+        "other": [*equalised, {"step": "channels", "count": 3}],
+        "scaled": [*equalised, {"step": "standardise", "mean": 0.5, "std": 0.2}],
+    }
+    before = film.copy()
+    together = apply_plan(plan, film, valid)
+    for member, steps in plan.items():
+        np.testing.assert_array_equal(together[member], apply(steps, film, valid))
+    assert together["one"] is together["other"]
+    np.testing.assert_array_equal(film, before)

@@ -35,6 +35,20 @@ def test_a_film_travels_unchanged() -> None:
     assert (received.file_hash, received.content_hash, received.seconds) == ("f" * 64, "c" * 64, {"read": 0.1})
 
 
+def test_an_array_of_two_members_travels_once() -> None:
+    array = np.arange(3000, dtype=np.float32).reshape(3, 1000)
+    streams = BytesIO(), BytesIO()
+    write_message(streams[0], {}, {"a": array, "b": array, "c": array[:1]})
+    write_message(streams[1], {}, {"a": array, "b": array.copy(), "c": array[:1]})
+    assert len(streams[1].getvalue()) - len(streams[0].getvalue()) > 0.9 * array.nbytes
+    for stream in streams:
+        message = read_message(filler(stream.getvalue()))
+        assert message is not None
+        assert list(message[1]) == ["a", "b", "c"]
+        np.testing.assert_array_equal(message[1]["b"], array)
+        np.testing.assert_array_equal(message[1]["c"], array[:1])
+
+
 def test_names_that_are_no_text() -> None:
     stream = BytesIO()
     write_message(stream, {"path": "a\udcff.dcm"})

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chest_bundle import make_chest_bundle, segmentation_network
-from sqlalchemy import insert, select
-from stored_films import Films, digest, result
+from sqlalchemy import select
+from stored_films import Films, result
 
 from schema import tables
 from schema.database import Database
 from worker.errors import CarinaError
-from worker.inference.promotion import LEAST_SHADOW_FILMS, Promotion, judge_metrics, promote
+from worker.inference.bundles import load_bundle
+from worker.inference.promotion import LEAST_SHADOW_FILMS, Promotion, promote
 from worker.inference.registry import add_bundle, bundle_folder, champion, find_bundle, record_engine
 from worker.settings import Settings
 
@@ -85,6 +87,17 @@ class TestEngine:
         assert (event.actor, event.action, event.subject) == ("bob", "promote", "chest:2")
         assert event.detail == {"instead_of": "chest:1", "overridden": [reason]} and "not finite" in reason
 
+    def test_none_is_made_where_the_workers_could_not_use_it(
+        self, ledger: Database, settings: Settings, tmp_path: Path
+    ) -> None:
+        key, never = add(ledger, settings, tmp_path / "next"), replace(settings, engine_build="never")
+        with pytest.raises(CarinaError, match=r"not in the engine cache, and CARINA_ENGINE_BUILD is never"):
+            promote(ledger, never, key, actor="ann")
+        directory = bundle_folder(settings, find_bundle(ledger, settings, key).sha256)
+        load_bundle(directory, home=settings.home, precision="fp32").close()
+        promote(ledger, never, key, actor="ann")
+        assert (serving(ledger), engines(ledger)) == ("2", 1)
+
     def test_one_of_another_machine_counts_where_the_files_are_not(
         self, ledger: Database, settings: Settings, tmp_path: Path
     ) -> None:
@@ -112,83 +125,6 @@ class TestEngine:
         key = add(database, settings, tmp_path / "first")
         assert promote(database, settings, key, actor="ann").remarks == ()
         assert serving(database) == "2"
-
-
-def figure(value: float, low: float, high: float) -> dict[str, float]:
-    return {"value": value, "low": low, "high": high, "replicates": 100}
-
-
-def metrics(*, films: str = "same", lung: float = 0.95, auroc: float = 0.9, **changes: Any) -> dict[str, Any]:
-    return {
-        "segmentation": {
-            "films_digest": films,
-            "figures": {"mean_dice": figure(0.9, 0.88, 0.92), "carina_distance": figure(3.0, 2.0, 4.0)},
-            "regions": {
-                "left_lung": {"truth": "annotated", "scored": True, "dice": figure(lung, 0.94, 0.96)},
-                "spine": {"truth": "derived", "scored": False, "dice": figure(0.5, 0.4, 0.6)},
-            },
-        },
-        "classification": {
-            "films_digest": films,
-            "figures": {"mean_auroc": figure(0.9, 0.88, 0.92)},
-            "findings": {"pneumonia": {"auroc": figure(auroc, 0.85, 0.93), "sensitivity": figure(0.8, 0.7, 0.9)}},
-        },
-    } | changes
-
-
-class TestMetrics:
-    def test_within_the_interval_is_good_enough(self) -> None:
-        assert judge_metrics(metrics(lung=0.94, auroc=0.85), metrics(), "old:1") == ([], [])
-
-    def test_below_it_is_a_sentence_for_each_figure(self) -> None:
-        below, remarks = judge_metrics(metrics(lung=0.93, auroc=0.8), metrics(), "old:1")
-        assert below == [
-            "dice of left_lung is 0.930 on the held-out films, below the interval of old:1 (0.940-0.960).",
-            "auroc of pneumonia is 0.800 on the held-out films, below the interval of old:1 (0.850-0.930).",
-        ]
-        assert remarks == []
-
-    def test_figures_where_less_is_better_and_derived_regions_do_not_count(self) -> None:
-        worse = metrics()
-        worse["segmentation"]["figures"]["carina_distance"] = figure(1.0, 0.5, 1.5)
-        worse["segmentation"]["regions"]["spine"]["dice"] = figure(0.1, 0.0, 0.2)
-        assert judge_metrics(worse, metrics(), "old:1") == ([], [])
-
-    @pytest.mark.parametrize(
-        "candidate", [metrics(films="others", lung=0.1), {}, {"segmentation": {"copied_from": "old:1"}}]
-    )
-    def test_other_films_are_not_comparable_which_is_said(self, candidate: dict[str, Any]) -> None:
-        below, remarks = judge_metrics(candidate, metrics(), "old:1")
-        assert below == []
-        assert [remark.split(" are not comparable")[0] for remark in remarks] == [
-            "The segmentation figures", "The classification figures",
-        ]  # fmt: skip
-
-    def test_what_cannot_be_computed_refuses_nothing(self) -> None:
-        gone = metrics()
-        gone["classification"]["findings"]["pneumonia"]["auroc"] = {"value": None, "low": None, "high": None}
-        assert judge_metrics(gone, metrics(), "old:1") == ([], [])
-        assert judge_metrics(metrics(), gone, "old:1") == ([], [])
-
-    def test_a_bundle_without_figures_asks_for_none(self) -> None:
-        assert judge_metrics(metrics(), {}, "old:1") == ([], [])
-
-    def test_a_candidate_below_is_refused(self, database: Database, settings: Settings) -> None:
-        for version, lung in (("1", 0.95), ("2", 0.9)):
-            entry = {
-                "name": "x",
-                "version": version,
-                "sha256": digest(version),
-                "manifest": {"metrics": metrics(lung=lung)},
-            }
-            with database.write() as connection:
-                connection.execute(insert(tables.bundle).values(**entry))
-        with database.write() as connection:
-            connection.execute(insert(tables.bundle_alias).values(alias="champion", bundle_id=1))
-        recorded(database, settings, "x:2")
-        with pytest.raises(CarinaError, match=r"dice of left_lung is 0\.900"):
-            promote(database, settings, "x:2", actor="ann")
-        assert promote(database, settings, "x:2", actor="ann", force=True).overridden != ()
 
 
 class TestShadow:

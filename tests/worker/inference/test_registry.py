@@ -14,6 +14,7 @@ from schema.database import Database
 from schema.queries import bundle_aliases
 from worker.errors import CarinaError, FilmError
 from worker.inference.registry import (
+    BundleEntry,
     add_bundle,
     bundle_folder,
     champion,
@@ -110,6 +111,11 @@ def newer(tmp_path: Path) -> Path:
     return servable(make_bundle(tmp_path / "newer", version="2"))
 
 
+def put_into_service(ledger: Database, settings: Settings, folder: Path) -> BundleEntry:
+    key = add_bundle(ledger, settings, folder, actor="ann").key
+    return promote_bundle(ledger, settings, key, actor="ann")
+
+
 class TestAdding:
     def test_a_new_bundle_is_the_candidate_and_serves_nothing(
         self, ledger: Database, settings: Settings, newer: Path
@@ -124,17 +130,20 @@ class TestAdding:
     def test_to_a_new_database_it_can_be_the_first_to_serve(
         self, ledger: Database, settings: Settings, newer: Path
     ) -> None:
-        entry = add_bundle(ledger, settings, newer, actor="ann", promote=True)
+        entry = put_into_service(ledger, settings, newer)
         assert aliases(ledger) == {"champion": "tiny:2"}
         assert champion(ledger, settings).sha256 == entry.sha256
-        with pytest.raises(CarinaError, match="no previous bundle"):
+        with pytest.raises(CarinaError, match=r"no previous bundle .* tiny:2 is the first .* promote NAME:VERSION"):
+            roll_back(ledger, settings, actor="ann")
+
+    def test_without_any_there_is_nothing_to_go_back_to(self, ledger: Database, settings: Settings) -> None:
+        with pytest.raises(CarinaError, match="none was put into service yet"):
             roll_back(ledger, settings, actor="ann")
 
     def test_twice_changes_nothing(self, ledger: Database, settings: Settings, newer: Path) -> None:
-        add_bundle(ledger, settings, newer, actor="ann", promote=True)
+        put_into_service(ledger, settings, newer)
         events = audit(ledger)
-        add_bundle(ledger, settings, newer, actor="bob", promote=True)
-        add_bundle(ledger, settings, newer, actor="bob")
+        put_into_service(ledger, settings, newer)
         assert audit(ledger) == events
         assert [entry.key for entry in list_bundles(ledger, settings)] == ["tiny:2"]
 
@@ -163,7 +172,7 @@ class TestAdding:
         add_bundle(ledger, settings, newer, actor="ann")
         other = servable(make_bundle(tmp_path / "other", version="2", temperature=2.0))
         with pytest.raises(BundleError, match=r"registered as tiny:2 .*another version: carina package"):
-            add_bundle(ledger, settings, other, actor="ann", promote=True)
+            add_bundle(ledger, settings, other, actor="ann")
         assert aliases(ledger) == {"candidate": "tiny:2"}
 
     def test_a_damaged_bundle_leaves_no_trace(self, ledger: Database, settings: Settings, newer: Path) -> None:
@@ -216,7 +225,7 @@ class TestPromoting:
         self, ledger: Database, settings: Settings, newer: Path, tmp_path: Path
     ) -> None:
         champion(ledger, settings)
-        add_bundle(ledger, settings, newer, actor="ann", promote=True)
+        put_into_service(ledger, settings, newer)
         add_bundle(ledger, settings, servable(make_bundle(tmp_path / "third", version="3")), actor="ann")
         promote_bundle(ledger, settings, "tiny:1", actor="ann")
         assert aliases(ledger) == {"champion": "tiny:1", "previous": "tiny:2", "candidate": "tiny:3"}

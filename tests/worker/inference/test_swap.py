@@ -228,15 +228,32 @@ def test_a_database_that_is_away_changes_nothing_and_is_asked_again(bench: Bench
     assert (bench.serving(), bench.row(), bench.tries) == (2, 2, [2, 2, 2])
 
 
+def test_what_was_loaded_while_the_database_went_away_is_given_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go_away() -> None:
+        monkeypatch.setattr(bench.database, "read", away)
+
+    bench.promote(2)
+    bench.meanwhile = go_away
+    with pytest.raises(OperationalError):
+        bench.engines.look()
+    assert (bench.serving(), bench.closed()) == (1, [2])
+    monkeypatch.undo()
+    bench.meanwhile = lambda: None
+    bench.engines.look()
+    assert (bench.serving(), bench.closed()) == (2, [1, 2])
+
+
+@contextmanager
+def away() -> Iterator[Connection]:
+    raise OperationalError("BEGIN", {}, Exception("database is locked"))
+    yield
+
+
 def test_the_row_is_written_in_the_end_also_after_an_outage(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.promote(2)
     write = bench.database.write
-
-    @contextmanager
-    def away() -> Iterator[Connection]:
-        raise OperationalError("BEGIN", {}, Exception("database is locked"))
-        yield
-
     monkeypatch.setattr(bench.database, "write", away)
     with pytest.raises(OperationalError):
         bench.engines.look()

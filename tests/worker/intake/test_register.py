@@ -24,10 +24,10 @@ from intake_rows import (
     states,
 )
 from ledger_rows import Ledger, add_bundle, full_result
-from sqlalchemy import event, update
+from sqlalchemy import event, text, update
 
 from schema import keys, queries, tables
-from schema.database import Database
+from schema.database import Database, DatabaseVersionError
 from schema.tables import PRIORITY, Lane
 from worker.errors import FilmError
 from worker.intake.register import Counts, Examined
@@ -283,9 +283,19 @@ def test_a_header_the_database_refuses_is_rejected_alone(database: Database) -> 
     assert arrival_at(database, "f4").state == "rejected"
 
 
-@pytest.mark.parametrize("text", ["a\0b", "x" * 500, "\ud800", "Ä" * 100])
-def test_text_no_database_takes_is_made_to_fit(database: Database, text: str) -> None:
-    register(database, film("2.25.1", "a", station_name=text, patient_id=text))
+def test_an_upgrade_meanwhile_is_not_blamed_on_the_headers(database: Database) -> None:
+    files = [film(f"2.25.{number}", f"f{number}") for number in range(3)]
+    with database.write() as connection:
+        connection.execute(text("ALTER TABLE instance ADD COLUMN place TEXT CHECK (place IS NOT NULL)"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseVersionError, match="newer Carina"):
+        register(database, *files)
+    assert rows(database, tables.arrival) == []
+
+
+@pytest.mark.parametrize("written", ["a\0b", "x" * 500, "\ud800", "Ä" * 100])
+def test_text_no_database_takes_is_made_to_fit(database: Database, written: str) -> None:
+    register(database, film("2.25.1", "a", station_name=written, patient_id=written))
     station = one(database, tables.instance).station
     assert len(station) <= 64 and "\0" not in station
     station.encode("utf-8")

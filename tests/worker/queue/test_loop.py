@@ -27,7 +27,7 @@ from waiting import wait_until
 
 from schema import tables
 from schema.database import Database, DatabaseVersionError
-from worker.errors import CarinaError, FilmError
+from worker.errors import CarinaError, FilmError, MachineError
 from worker.queue.duties import Duty
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import sweep
@@ -194,6 +194,17 @@ class TestTrouble:
 
         with pytest.raises(DatabaseVersionError, match="newer Carina"):
             loop(ledger, Scripted(upgrade)).run(threading.Event(), until_idle=True)
+        rows = [job_row(ledger.database, film) for film in films]
+        assert [(row.state, row.attempts, row.crashes) for row in rows] == [("ready", 0, 0)] * 2
+
+    def test_a_machine_that_can_read_nothing_gives_all_films_back(self, ledger: Ledger) -> None:
+        films = register_films(ledger.database, ["a", "b"])
+
+        def no_decoder(job: ClaimedJob) -> Outcome:
+            raise MachineError("No decoder child can be started.")
+
+        with pytest.raises(MachineError, match="decoder child"):
+            loop(ledger, Scripted(no_decoder)).run(threading.Event(), until_idle=True)
         rows = [job_row(ledger.database, film) for film in films]
         assert [(row.state, row.attempts, row.crashes) for row in rows] == [("ready", 0, 0)] * 2
 

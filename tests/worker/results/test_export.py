@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,6 +37,40 @@ def test_a_label_map_lies_on_the_films_own_grid(database: Database, films: Films
     np.testing.assert_array_equal(written, to_film_grid(labels(), Geometry(301, 203, flip_columns=True)))
     # Label 1 starts at the left of the stored map, so on a mirrored film it must end up at the right.
     assert np.median(np.nonzero(written == 1)[1]) > 100
+
+
+def regions(*names: str) -> list[dict[str, object]]:
+    return [{"value": value, "name": name, "title": name, "colour": [0, 0, 0]} for value, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("background", "left_lung", "right_lung"), {0: 0, 1: 1, 2: 2}),
+        (("background", "right_lung", "left_lung", "carina"), {0: 0, 1: 2, 2: 1, 3: 7}),
+        (("background", "heart", "spine", "left_lung", "tube"), {0: 0, 1: 8, 2: 5, 3: 1, 4: 9}),
+    ],
+)
+def test_a_region_has_the_same_value_whatever_bundle_found_it(
+    database: Database, films: Films, tmp_path: Path, names: tuple[str, ...], values: dict[int, int]
+) -> None:
+    from worker.results.write import write_results
+
+    own = np.minimum(labels(), len(names) - 1)
+    stored = result(film=(128, 96))
+    assert stored.segmentation is not None
+    stored = replace(stored, segmentation=replace(stored.segmentation, cleaned=own))
+    job = films.film(uid="1.1", bundle_id=films.add_bundle("2", regions=regions(*names)))
+    films.film(uid="1.2", stored=result(film=(128, 96)))  # of a bundle of eight regions
+    with database.write() as connection:
+        write_results(connection, [(job, stored)])
+    assert export_png(database, tmp_path) == 2
+    written = cv2.imread(str(tmp_path / "1.1.png"), cv2.IMREAD_UNCHANGED)
+    laid = to_film_grid(own, Geometry(128, 96))
+    for value in range(len(names)):
+        assert set(np.unique(written[laid == value])) == {values[value]}
+    other = cv2.imread(str(tmp_path / "1.2.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(other, to_film_grid(labels(), Geometry(128, 96)))
 
 
 def test_only_published_results_are_exported(database: Database, films: Films, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,22 @@ pytest.importorskip("monai", reason="the extra train has it")
 import onnx  # noqa: E402
 from torch import nn  # noqa: E402
 
+from schema.bundle import Member  # noqa: E402
 from trainer.export.onnx_export import (  # noqa: E402
-    OPSET,
     OUTPUTS,
     ClassificationOutputs,
     SegmentationOutputs,
     export_onnx,
+    folded,
+    graph_of,
 )
+from trainer.export.typed import export_typed  # noqa: E402
 from trainer.networks.registry import NETWORKS, make_network  # noqa: E402
-from worker.inference.engines.base import BUCKETS, EngineBuildError  # noqa: E402
+from worker.inference.engines.base import BUCKETS, EngineBuildError, Precision  # noqa: E402
 from worker.inference.engines.tensorrt_plan import (  # noqa: E402
     LARGEST_BATCH,
     SMALLEST_BATCH,
     TUNED_BATCH,
-    Plan,
     build_plan,
 )
 
@@ -83,63 +83,30 @@ def test_every_network_of_the_trainer_is_built_here() -> None:
     assert {name for name, _, _ in CASES.values()} == set(NETWORKS)
 
 
-class Typed(nn.Module):
-    """A network that computes in another format between a float32 input and float32 outputs."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.module, self.dtype = module.to(dtype), dtype
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        answers = self.module(image.to(self.dtype))
-        return answers.float() if isinstance(answers, torch.Tensor) else tuple(answer.float() for answer in answers)
-
-
-def give_folded_weights_their_type(model: onnx.ModelProto) -> None:
-    """Where the exporter folds a batch normalisation into a bfloat16 convolution, it leaves float32 weights."""
-    products = [node for node in model.graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm"}]
-    weights = {name for node in products for name in node.input[1:]}
-    for tensor in model.graph.initializer:
-        if tensor.name in weights and tensor.data_type == onnx.TensorProto.FLOAT:
-            values = onnx.numpy_helper.to_array(tensor).ravel().tolist()
-            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.BFLOAT16, tensor.dims, values))
-
-
-def typed_plan(name: str, dtype: torch.dtype, path: Path) -> Plan:
-    """The network computing in ``dtype``, exported and built."""
-    module, task = outputs_of(name, 1, {"base_width": 4})
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            Typed(module, dtype).eval(),
-            (torch.zeros(2, 1, SIZE, SIZE),),
-            input_names=["image"],
-            output_names=list(OUTPUTS[task]),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=256)},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    if dtype is torch.bfloat16:
-        give_folded_weights_their_type(model)
-    onnx.save(model, path)
-    return build_plan(trt, path)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("holste_unet", torch.float16), ("small_classifier", torch.float16), ("small_classifier", torch.bfloat16)],
-)
-def test_half_typed_graphs_build_strongly_typed(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    plan = typed_plan(name, dtype, tmp_path / "network.onnx")
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
+def test_its_half_typed_graphs_build_too(case: str, precision: Precision, tmp_path: Path) -> None:
+    name, channels, options = CASES[case]
+    module, task = outputs_of(name, channels, options)
+    module.network = folded(module.network)
+    member = Member("network", task, "network.onnx", *shape(channels), ())
+    export_typed(module, tmp_path / "network.onnx", member, precision)
+    plan = build_plan(trt, tmp_path / "network.onnx")
     assert {tensor.dtype for tensor in (*plan.spec.inputs, *plan.spec.outputs)} == {"float32"}
-    assert [tensor.name for tensor in plan.spec.outputs] == list(OUTPUTS[NETWORKS[name].task])
+    assert [tensor.name for tensor in plan.spec.outputs] == list(OUTPUTS[task])
 
 
 def test_transposed_convolutions_in_bfloat16_are_refused_by_name(tmp_path: Path) -> None:
-    """TensorRT-RTX 1.7 does not build them; an engine then falls to the next precision, and says this."""
+    """TensorRT-RTX 1.7 does not build them, which is why the trainer writes them in float32."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1).bfloat16()
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.layer(image.bfloat16()).float()
+
+    onnx.save(graph_of(Bare(), (8, SIZE, SIZE), ["answer"]), tmp_path / "network.onnx")
     with pytest.raises(EngineBuildError, match=r"cannot build network\.onnx: .*deconv"):
-        typed_plan("holste_unet", torch.bfloat16, tmp_path / "network.onnx")
+        build_plan(trt, tmp_path / "network.onnx")
