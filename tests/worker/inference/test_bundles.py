@@ -340,7 +340,8 @@ def test_never_says_for_what_else_there_are_engines(tiny, home, monkeypatch):
 def test_never_refuses_a_tampered_engine_before_anything_loads_it(tiny, home, monkeypatch):
     load_bundle(tiny, home=home, precision="fp32", threads=1).close()
     file = next(home.rglob("findings-1/*.engine"))
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     loaded = []
     original = OpenVinoBackend.load
     monkeypatch.setattr(

@@ -59,7 +59,7 @@ def shape(channels: int) -> tuple[int, int, int]:
     return (channels, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_builds_with_its_names_types_shapes_and_profile(case: str, tmp_path: Path) -> None:
     name, channels, options = CASES[case]
     module, task = outputs_of(name, channels, options)
