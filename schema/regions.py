@@ -24,6 +24,10 @@ class Region(StrEnum):
     CARINA = "carina"
 
 
+#: Left and right as the patient has them.
+LUNGS = (Region.LEFT_LUNG, Region.RIGHT_LUNG)
+
+
 @dataclass(frozen=True)
 class RegionDefinition:
     """One label value.

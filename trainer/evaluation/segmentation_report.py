@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from schema.regions import Region
+from schema.regions import LUNGS, Region
 from trainer.data.store import Samples
 from trainer.evaluation.paper_figures import (
     HOLSTE_ACCURACY,
@@ -32,8 +32,6 @@ from trainer.evaluation.tables import (
     write_csv,
 )
 from worker.bootstrap import Interval, means
-
-LUNGS = (Region.LEFT_LUNG, Region.RIGHT_LUNG)
 
 #: Numbers per region: key, column of :class:`trainer.evaluation.segmentation.Overlaps`.
 _PER_REGION = ("dice", "jaccard", "surface", "surface_95", "dice_cleaned")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.bundle import Manifest, Member, read_manifest
-from schema.regions import Region
+from schema.regions import LUNGS
 from trainer.data.description import find_description
 from trainer.data.records import Dataset, FilmRecord
 from trainer.data.rows import read_rows
@@ -41,7 +41,6 @@ FloatArray = npt.NDArray[np.float64]
 #: Film name → rows and columns of the original, for data sets whose makers resized the films.
 Sizes = Mapping[str, tuple[float, float]]
 
-LUNGS = (str(Region.LEFT_LUNG), str(Region.RIGHT_LUNG))
 ENSEMBLE = "ensemble"
 _TRAIN = "train"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from schema.regions import REGION_BY_NAME, Region
+from schema.regions import LUNGS, REGION_BY_NAME
 from trainer.data.records import Dataset
 from trainer.data.truth import to_network_grid
 from trainer.errors import RunError
@@ -35,7 +35,6 @@ from worker.pipeline import CONCLUDE, Conclusion, FilmInWork
 FloatArray = npt.NDArray[np.float64]
 LabelMap = npt.NDArray[np.uint8]
 
-LUNGS = (Region.LEFT_LUNG, Region.RIGHT_LUNG)
 #: Key of the union of both lungs among the Dice coefficients.
 BOTH_LUNGS = "lungs"
 

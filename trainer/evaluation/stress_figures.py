@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.findings import title
+from schema.regions import LUNGS
 from trainer.evaluation.drawing import canvas, save
-from trainer.evaluation.stress import BOTH_LUNGS, LUNGS, Night, StressScores, masks_of
+from trainer.evaluation.stress import BOTH_LUNGS, Night, StressScores, masks_of
 from trainer.evaluation.whole_films import read_whole
 from worker.pipeline import FilmInWork
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from schema.regions import Region
+from schema.regions import LUNGS
 from trainer.recipe import Recipe
 from trainer.training.optimisation import make_optimiser, rate_factor
 from worker.metrics import auroc
@@ -29,7 +29,6 @@ Row = tuple[int, float, npt.NDArray[np.float64]]
 VISIBLE_OPACITY = 0.1
 #: Of the place head's cells few are opaque.
 _OPAQUE_WEIGHT = 3.0
-LUNGS = (str(Region.LEFT_LUNG), str(Region.RIGHT_LUNG))
 
 
 class FilmModule(lightning.LightningModule):  # type: ignore[misc]

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import worker
+from schema.regions import LUNGS
 from trainer.data.records import PARTS, Dataset
 from trainer.data.splits import Split, choose_films, split
 from trainer.data.store import Samples, build_samples
@@ -37,7 +38,7 @@ from trainer.networks.registry import build_network
 from trainer.recipe import Recipe
 from trainer.training.data_module import TrainingData
 from trainer.training.machine import Machine
-from trainer.training.module import LUNGS, ClassificationModule, FilmModule, SegmentationModule
+from trainer.training.module import ClassificationModule, FilmModule, SegmentationModule
 from trainer.training.optimisation import weight_average
 from trainer.training.pictures import OVERLAYS, draw_curves, draw_overlays
 from trainer.training.progress import TrainingProgress, Watch

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from schema.findings import Finding
-from schema.regions import REGION_BY_NAME, Region
+from schema.regions import LUNGS, REGION_BY_NAME
 from worker.phantom import chest, film
 from worker.phantom.anatomy import DAYS_PER_YEAR, Anatomy, sample_anatomy
 from worker.phantom.canvas import Canvas, Frame, Image, Mask
 from worker.phantom.negatives import negative_picture
 
-_LUNGS = [REGION_BY_NAME[region].value for region in (Region.LEFT_LUNG, Region.RIGHT_LUNG)]
+_LUNGS = [REGION_BY_NAME[region].value for region in LUNGS]
 
 
 @dataclass(frozen=True)
