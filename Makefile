@@ -19,7 +19,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed
-	$(PIP) -e '.[dev,train,cluster,services]'
+	$(PIP) -e '.[dev,train,cluster,services,pacs,research]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## Read 24 synthetic radiographs end to end and write a report
