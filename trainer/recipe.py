@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from schema.bundle import BundleError
 from schema.findings import CHEXPERT_OBSERVATIONS, Finding
-from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, RegionDefinition
+from schema.regions import HOLSTE_REGIONS, LUNGS, REGION_BY_NAME, Region, RegionDefinition
 from trainer.errors import RecipeError
 from worker.film import preprocess
 from worker.findings.postprocess import PostprocessSettings
@@ -39,12 +39,17 @@ class NetworkTable(_Table):
 
 
 class LossTable(_Table):
-    """Which loss; ``pixel_weights`` is one of Holste's maps, ``guidance`` weighs a place head's own loss."""
+    """Which loss; ``pixel_weights`` is one of Holste's maps, ``guidance`` weighs a place head's own loss.
+
+    ``evidence`` weighs the share of a classifier's activation maps that lies outside the lungs, on the films whose
+    lungs are known: what decides shall be seen in the lungs, not beside them. The network itself is never shown them.
+    """
 
     name: str
     options: dict[str, Any] = {}
     pixel_weights: Literal["", "w1", "w2", "w3"] = ""
     guidance: float = Field(0.0, ge=0)
+    evidence: float = Field(0.0, ge=0)
 
 
 class SplitTable(_Table):
@@ -279,7 +284,11 @@ class Recipe(_Table):
             _known("data.regions", self.data.regions, ALL_REGIONS)
             if len(self.data.regions) < 2 or self.data.regions[0] != "background":
                 raise ValueError("data.regions must start with background and name at least one region more")
+            if self.loss.evidence:
+                raise ValueError("loss.evidence is for classifiers: a segmentation network has no activation maps")
         else:
+            if self.loss.evidence and self.loss.guidance:
+                raise ValueError("loss.evidence and loss.guidance both say where to look: give one of them")
             _known("data.findings", self.data.findings, KNOWN_FINDINGS)
             if not self.data.findings:
                 raise ValueError("data.findings must name at least one finding")
@@ -304,6 +313,13 @@ class Recipe(_Table):
         """The regions with label values 0, 1, 2, ... in the recipe's order."""
         known = (REGION_BY_NAME[name] for name in self.data.regions)
         return tuple(RegionDefinition(i, r.name, r.title, r.colour) for i, r in enumerate(known))
+
+    @property
+    def drawn_regions(self) -> tuple[str, ...] | None:
+        """What a film's label map names: the regions to learn, the lungs for ``loss.evidence``, or None for no map."""
+        if self.task == "segmentation":
+            return self.data.regions
+        return (Region.BACKGROUND.value, *(lung.value for lung in LUNGS)) if self.loss.evidence else None
 
     @property
     def outputs(self) -> int:

@@ -114,6 +114,11 @@ class TestRefusals:
             ({"task": "classification", "training.monitor": "loss"}, "at least one finding"),
             ({"task": "classification", "data.findings": ["pneumonja"]}, "did you mean 'pneumonia'"),
             ({"optimiser.rate": float("inf")}, r"optimiser\.rate"),
+            ({"loss.evidence": 0.5}, r"loss\.evidence is for classifiers"),
+            (
+                {"task": "classification", "loss.evidence": 0.5, "loss.guidance": 0.5},
+                r"loss\.evidence and loss\.guidance both say where",
+            ),
         ],
     )
     def test_what_is_wrong_is_named(self, changes: dict[str, Any], said: str, folder: Path) -> None:

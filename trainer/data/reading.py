@@ -22,6 +22,9 @@ from trainer.errors import DataError
 from trainer.recipe import ALL_REGIONS
 from worker.film import preprocess
 
+#: Label value of every pixel of a film whose regions nobody drew.
+UNDRAWN = 255
+
 #: Side of the grid that says where a phantom's consolidation is.
 CELLS = 16
 
@@ -109,8 +112,11 @@ def _from_files(record: FilmRecord, plan: FilmPlan) -> Film:
     picture = read_picture(record.image, plan.steps)
     labels, note = None, ""
     if plan.regions is not None:
-        drawn, note = read_labels(record, picture.geometry, plan.regions)
-        labels = to_network_grid(drawn, plan.steps)
+        if record.truth_kind:
+            drawn, note = read_labels(record, picture.geometry, plan.regions)
+            labels = to_network_grid(drawn, plan.steps)
+        else:
+            labels = np.full(picture.plane.shape, UNDRAWN, np.uint8)
     return Film(picture.plane.astype(np.float16), labels, None, note)
 
 

@@ -41,7 +41,8 @@ class Samples:
     pictures
         float16 (N, C, H, W), preprocessed, on disk and read-only; all channels are one plane in memory.
     labels
-        uint8 (N, H, W), values in the order of the recipe's regions, on disk and read-only; None for classification.
+        uint8 (N, H, W), values in the order of :attr:`trainer.recipe.Recipe.drawn_regions`, on disk and read-only; None
+        where a recipe draws none. A film without truth is ``trainer.data.reading.UNDRAWN`` everywhere.
     targets
         float32 (N, F): 1 present, 0 absent, NaN not known, in the order of the recipe's findings.
     places
@@ -130,7 +131,7 @@ def build_samples(
         if recipe.task == "segmentation" and not record.truth_kind:
             raise DataError(f"{record.name} has no truth to learn regions from: leave it out.")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = FilmPlan(recipe.preprocess, recipe.data.regions if recipe.task == "segmentation" else None)
+    plan = FilmPlan(recipe.preprocess, recipe.drawn_regions)
     with FileHashes(folder / "hashes.json") as hashes:
         contents = _contents(records, hashes, with_truth=plan.regions is not None)
     key = _digest([_FORMAT, worker.__version__, [dict(step) for step in plan.steps], plan.regions, contents])

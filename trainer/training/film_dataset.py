@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from trainer.augment import side_swaps, vary
+from trainer.data.reading import UNDRAWN
 from trainer.data.store import Samples
 from trainer.pixel_weights import pixel_weights
 from trainer.recipe import LiveTable, Recipe
@@ -41,7 +42,8 @@ class FilmDataset(Dataset[dict[str, Any]]):  # type: ignore[misc]
     An item is a dictionary of ``picture`` float32 (1, H, W), since all channels are equal, and ``film``, the place
     in the part; for segmentation
     ``labels`` uint8 (H, W) and, when the loss asks for them, ``weights`` float32 (H, W); for
-    classification ``targets`` float32 (F,), NaN where not known, and with guidance ``opacity`` float32 (1, H, W), 0-1.
+    classification ``targets`` float32 (F,), NaN where not known, and with guidance ``opacity`` float32 (1, H, W), 0-1,
+    with evidence ``lungs`` float32 (1, H, W), 1 in the lungs, 0 outside, NaN everywhere where nobody drew them.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class FilmDataset(Dataset[dict[str, Any]]):  # type: ignore[misc]
         self.live = live and recipe.augmentation.live != LiveTable()
         self.swaps = side_swaps(recipe.data.regions, recipe.augmentation.live) if live else ()
         self.guided = recipe.loss.guidance > 0
+        self.evidence = recipe.loss.evidence > 0
         self._films = _Films(samples.pictures[:, 0], samples.labels)
         self._copied = _Films(copies.pictures, copies.labels) if copies else None
         self._copies = len(copies.pictures) // len(indices) if copies else 0
@@ -79,6 +82,7 @@ class FilmDataset(Dataset[dict[str, Any]]):  # type: ignore[misc]
             picture, labels = self._films.read(index)
         if self.guided and labels is None:
             labels = self._opacity(index, picture.shape[1:])
+        undrawn = self.evidence and labels is not None and bool((labels == UNDRAWN).all())
         if self.live:
             rng = np.random.Generator(np.random.PCG64([self.recipe.training.seed, seen, film]))
             picture, labels = vary(picture, labels, rng, self.recipe.augmentation.live, self.swaps)
@@ -87,6 +91,9 @@ class FilmDataset(Dataset[dict[str, Any]]):  # type: ignore[misc]
             item["targets"] = torch.from_numpy(np.array(self._targets[index], np.float32))
             if self.guided and labels is not None:
                 item["opacity"] = torch.from_numpy(labels[None].astype(np.float32) / 255)
+            elif self.evidence and labels is not None:
+                lungs = np.full_like(labels, np.nan, np.float32) if undrawn else (labels > 0).astype(np.float32)
+                item["lungs"] = torch.from_numpy(lungs[None])
             return item
         assert labels is not None
         item["labels"] = torch.from_numpy(np.ascontiguousarray(labels))

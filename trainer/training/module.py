@@ -29,6 +29,8 @@ Row = tuple[int, float, npt.NDArray[np.float64]]
 VISIBLE_OPACITY = 0.1
 #: Of the place head's cells few are opaque.
 _OPAQUE_WEIGHT = 3.0
+#: Keeps the share of an empty map defined.
+_LEAST_MASS = 1e-3
 
 
 class FilmModule(lightning.LightningModule):  # type: ignore[misc]
@@ -169,7 +171,8 @@ class SegmentationModule(FilmModule):
 class ClassificationModule(FilmModule):
     """Findings: AUROC of each on the films where it is known, and their mean.
 
-    With ``loss.guidance`` the network's place head is trained too, on where a film's opacities are.
+    With ``loss.guidance`` the network's place head is trained too, on where a film's opacities are; with
+    ``loss.evidence`` activation maps outside the lungs cost something (:func:`share_outside`).
     """
 
     def __init__(self, recipe: Recipe, network: nn.Module, steps_per_epoch: int, loss: ClassificationLoss) -> None:
@@ -178,10 +181,12 @@ class ClassificationModule(FilmModule):
         self.findings = recipe.data.findings
 
     def batch_loss(self, batch: Batch) -> torch.Tensor:
-        """The recipe's loss, and ``guidance`` times the place head's."""
-        guidance = self.recipe.loss.guidance
+        """The recipe's loss, and ``guidance`` times the place head's or ``evidence`` times what lies outside."""
+        guidance, evidence = self.recipe.loss.guidance, self.recipe.loss.evidence
         if not guidance:
-            return self._loss(self.network(self.picture(batch))[0], batch)
+            logits, maps = self.network(self.picture(batch))
+            loss = self._loss(logits, batch)
+            return loss + evidence * share_outside(maps, batch["lungs"]) if evidence else loss
         logits, _maps, places = self.network.forward_guided(self.picture(batch))
         with torch.autocast(logits.device.type, enabled=False):
             opacity = functional.adaptive_avg_pool2d(batch["opacity"], places.shape[-2:])[:, 0]
@@ -210,6 +215,27 @@ class ClassificationModule(FilmModule):
     def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             return self.loss(logits.float(), batch["targets"])
+
+
+def share_outside(maps: torch.Tensor, lungs: torch.Tensor) -> torch.Tensor:
+    """How much of the activation maps lies outside the lungs: the mean over films and findings, 0-1.
+
+    Parameters
+    ----------
+    maps
+        (N, F, h, w), not negative, as :class:`trainer.networks.pooled.PooledClassifier` makes them.
+    lungs
+        float32 (N, 1, H, W): how much of a pixel is lung, 0-1; NaN for films whose lungs are not known, which do not
+        count. 0 where there is no other.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = maps.float()
+        inside = functional.adaptive_avg_pool2d(lungs, maps.shape[-2:])
+        known = ~inside.isnan().flatten(1).any(dim=1)
+        maps, inside = maps[known], inside[known]
+        if not len(maps):
+            return maps.sum()
+        return ((maps * (1 - inside)).sum((2, 3)) / (maps.sum((2, 3)) + _LEAST_MASS)).mean()
 
 
 def film_dice(prediction: torch.Tensor, truth: torch.Tensor, regions: int) -> torch.Tensor:

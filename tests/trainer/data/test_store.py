@@ -192,6 +192,19 @@ def test_a_film_without_truth_is_named(films: Dataset, make_recipe: MakeRecipe, 
         build_samples(bare, range(3), make_recipe(), tmp_path)
 
 
+def test_evidence_reads_the_lungs_along(films: Dataset, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    bare = replace(films, records=(*films.records[:2], replace(films.records[2], truth=None, truth_kind="")))
+    plain = make_recipe(findings=["pneumonia"])
+    told = plain.model_copy(update={"loss": plain.loss.model_copy(update={"evidence": 0.5})})
+    samples = build_samples(bare, range(3), told, tmp_path)
+    drawn = build_samples(films, range(2), make_recipe(), tmp_path)
+    assert samples.labels is not None and drawn.labels is not None
+    lungs = [make_recipe().data.regions.index(lung) for lung in ("left_lung", "right_lung")]
+    np.testing.assert_array_equal(samples.labels[:2] > 0, np.isin(drawn.labels, lungs))
+    assert (samples.labels[2] == reading.UNDRAWN).all()
+    assert build_samples(bare, range(3), plain, tmp_path).labels is None
+
+
 def test_a_truth_that_went_missing_is_named(films: Dataset, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     truth = films.records[3].truth
     assert truth is not None

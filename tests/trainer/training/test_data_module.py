@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("lightning")
 
 import torch
 
+from trainer.data.reading import UNDRAWN
 from trainer.data.records import Dataset
 from trainer.data.splits import Split
 from trainer.data.store import Samples, build_samples
@@ -95,6 +97,17 @@ class TestItems:
         torch.testing.assert_close(mirrored["opacity"], plain["opacity"].flip(-1), atol=1 / 255, rtol=0)
         expected = np.kron(samples.places[sick], np.ones((2, 2)))
         np.testing.assert_allclose(plain["opacity"][0], expected, atol=0.5 / 255 + 1e-6)
+
+    def test_lungs_move_with_the_picture(self, classification: Any, films: Dataset, cache: Path) -> None:
+        recipe = classification({"loss.evidence": 1.0, "augmentation.live.flip": 1.0})
+        samples = _samples(recipe, films, cache)
+        assert samples.labels is not None
+        plain = FilmDataset(samples, (4,), recipe)[0, 0]
+        mirrored = FilmDataset(samples, (4,), recipe, live=True)[0, 0]
+        np.testing.assert_array_equal(plain["lungs"][0], samples.labels[4] > 0)
+        torch.testing.assert_close(mirrored["lungs"], plain["lungs"].flip(-1))
+        undrawn = replace(samples, labels=np.full_like(samples.labels, UNDRAWN))
+        assert FilmDataset(undrawn, (4,), recipe, live=True)[0, 0]["lungs"].isnan().all()
 
 
 class TestLoaders:

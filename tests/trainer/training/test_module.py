@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from trainer.losses.registry import classification_loss, segmentation_loss
 from trainer.losses.statistics import LabelStatistics
 from trainer.networks.registry import build_network
-from trainer.training.module import ClassificationModule, SegmentationModule, film_dice
+from trainer.training.module import ClassificationModule, SegmentationModule, film_dice, share_outside
 
 _MAPS = arrays.arrays(np.int64, (3, 4, 5), elements=st.integers(0, 3))
 
@@ -81,3 +81,26 @@ def test_all_channels_show_the_one_stored_plane(classification: Any) -> None:
     assert picture.shape == (2, 3, 32, 32)
     assert torch.equal(picture[:, 0], picture[:, 2])
     assert picture.is_contiguous(memory_format=torch.channels_last)
+
+
+@given(
+    arrays.arrays(np.float32, (3, 2, 4, 4), elements=st.floats(0, 8, width=32)),
+    arrays.arrays(np.bool_, (3, 1, 8, 8)),
+)
+def test_share_outside_is_what_is_not_inside(maps: np.ndarray, lungs: np.ndarray) -> None:
+    drawn = torch.from_numpy(lungs.astype(np.float32))
+    outside = float(share_outside(torch.from_numpy(maps), drawn))
+    inside = float(share_outside(torch.from_numpy(maps), 1 - drawn))
+    mass = maps.sum((2, 3), dtype=np.float64)
+    assert 0 <= outside <= 1
+    assert outside + inside == pytest.approx((mass / (mass + 1e-3)).mean(), abs=1e-5)
+
+
+def test_share_outside_of_films_whose_lungs_are_known() -> None:
+    maps = torch.zeros(3, 1, 2, 2)
+    maps[0, 0, 0, 0], maps[0, 0, 1, 1], maps[1, 0, 0, 1] = 3000, 1000, 1000
+    lungs = torch.zeros(3, 1, 8, 8)
+    lungs[:, :, :4, :4] = 1
+    lungs[2] = torch.nan
+    assert float(share_outside(maps, lungs)) == pytest.approx((0.25 + 1.0) / 2, abs=1e-4)
+    assert float(share_outside(maps[2:], lungs[2:])) == 0

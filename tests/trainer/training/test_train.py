@@ -19,8 +19,10 @@ pytest.importorskip("lightning")
 import torch
 
 from trainer.data.records import Dataset
+from trainer.data.store import build_samples
 from trainer.errors import DataError, RecipeError, RunError
 from trainer.networks.registry import build_network
+from trainer.training.module import share_outside
 from trainer.training.progress import Pace, TrainingProgress
 from trainer.training.run_folder import RunFolder, load_run
 from trainer.training.train import train
@@ -179,6 +181,22 @@ class TestClassification:
         torch.manual_seed(run.recipe.training.seed)
         before = build_network(run.recipe).state_dict()["network.place.weight"]
         assert not torch.equal(run.network().state_dict()["network.place.weight"], before)
+
+    def test_evidence_moves_the_maps_into_the_lungs(
+        self, classification: MakeRecipe, films: Dataset, cache: Path, tmp_path: Path
+    ) -> None:
+        shares = []
+        for evidence in (0.0, 20.0):
+            changes = {"loss.evidence": evidence, "loss.name": "binary_cross_entropy", "training.epochs": 4}
+            run = train(classification(changes), films, tmp_path / f"run-{evidence}", cache=cache)
+            told = classification({**changes, "loss.evidence": 1.0})
+            samples = build_samples(films.for_recipe(told), range(16), told, cache)
+            assert samples.labels is not None
+            with torch.no_grad():
+                maps = run.network()(torch.from_numpy(samples.pictures.astype(np.float32)))[1]
+            lungs = torch.from_numpy((samples.labels > 0).astype(np.float32))[:, None]
+            shares.append(float(share_outside(maps, lungs)))
+        assert shares[1] < shares[0]
 
 
 @pytest.mark.usefixtures("without_export")
