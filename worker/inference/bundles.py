@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from schema.bundle import MANIFEST_NAME, BundleError, Manifest, read_manifest, sha256_of
+from schema.bundle import MANIFEST_NAME, BundleError, Manifest, Member, read_manifest, sha256_of
 from worker.inference.cache import FOLDER as ENGINES
 from worker.inference.engines.backends import AUTO, backends_to_try, open_backend
 from worker.inference.engines.base import Engine, EngineBuildError, Precision
@@ -157,16 +158,27 @@ def load_bundle(
 def _engines(maker: EngineMaker, wanted: Precision | None) -> dict[str, Engine]:
     """Member name → engine; none is left open when one fails."""
     precisions = maker.precisions(wanted)
+    members = maker.manifest.members
     engines: dict[str, Engine] = {}
+    notes = {member.name: Notes(maker.manifest.key) for member in members}
+
+    def make(member: Member) -> None:
+        engines[member.name] = replace(maker, notes=notes[member.name]).engine_for(member, precisions)
+
+    # Most of a start from the cache is one thread's work: libraries prepare weights and kernels at the first picture.
+    # Engines that must be built wait for each other, as the gate times some of them.
+    at_once = len(members) if all(maker.is_known(member, precisions) for member in members) else 1
     try:
-        for member in maker.manifest.members:
-            engines[member.name] = maker.engine_for(member, precisions)
+        with ThreadPoolExecutor(at_once if maker.backend.loads_side_by_side else 1) as pool:
+            list(pool.map(make, members))
         _check_grids(maker.manifest, engines)
     except BaseException:
         for engine in engines.values():
             engine.close()
         raise
-    return engines
+    finally:
+        maker.notes.extend(note for several in notes.values() for note in several)
+    return {member.name: engines[member.name] for member in members}
 
 
 def _wanted_precision(name: str) -> Precision | None:

@@ -113,6 +113,11 @@ class StoredEngine:
         }
 
 
+def has_sidecar(home: Path, key: EngineKey) -> bool:
+    """Whether there is anything to read about ``key``, sound or not."""
+    return (key.directory(home) / SIDECAR_NAME).is_file()
+
+
 def read_engine(home: Path, key: EngineKey) -> EngineRecord | None:
     """What is known about ``key``, or None when nothing is.
 

@@ -20,6 +20,7 @@ from worker.inference.cache import (
     EngineRecord,
     UnusableEngineError,
     building,
+    has_sidecar,
     read_engine,
     stored_engines,
     write_engine,
@@ -123,6 +124,15 @@ class EngineMaker:
                 return engine
         raise NoEngineError(f"no engine for {member.name} with {self._name}: {'; '.join(refusals)}")
 
+    def is_known(self, member: Member, precisions: Sequence[Precision]) -> bool:
+        """Whether the cache says something about the member in any of the precisions, good or bad."""
+        networks = [(precision, self._network(member, precision)) for precision in precisions]
+        return any(
+            has_sidecar(self.home, _Attempt(self, member, precision, network, ()).key)
+            for precision, network in networks
+            if network
+        )
+
     def _network(self, member: Member, precision: Precision) -> str:
         variant = self.backend.variant(precision)
         return member.variants.get(variant, "") if variant else member.onnx
@@ -160,7 +170,7 @@ class _Attempt:
                 f"the site set has {len(site)} films for it, {needed} are needed, and phantoms alone approve "
                 "no 8 bits (carina bundle parity-set add)"
             )
-        with building(self.maker.home, self._key):
+        with building(self.maker.home, self.key):
             # Another builder may have been quicker.
             return self._cached(site, again=True) or self._built(site)
 
@@ -188,7 +198,7 @@ class _Attempt:
         return engine, record.parity
 
     def _record(self, site: SiteFilms) -> EngineRecord | None:
-        record = read_engine(self.maker.home, self._key)
+        record = read_engine(self.maker.home, self.key)
         if record and self.precision.eight_bit:
             judged_on = record.parity.get("site_set", {}).get("digest")
             # A worker without a site set of its own believes the machine that built the engine.
@@ -248,7 +258,7 @@ class _Attempt:
         try:
             write_engine(
                 self.maker.home,
-                self._key,
+                self.key,
                 bundle=self.maker.manifest.key,
                 spec=engine.spec.to_json(),
                 parity=report.to_json(),
@@ -269,11 +279,12 @@ class _Attempt:
             and stored.key.get("bundle_sha256") == self.maker.bundle_sha256
             and (stored.key.get("member"), stored.key.get("precision")) == (self.member.name, self.precision)
         )
-        ours = f"{self._key.backend} {self._key.backend_version} on {self._key.device}"
+        ours = f"{self.key.backend} {self.key.backend_version} on {self.key.device}"
         return f" for {ours} (only for {', '.join(found)})" if found else ""
 
     @property
-    def _key(self) -> EngineKey:
+    def key(self) -> EngineKey:
+        """What the engine is kept under."""
         maker, backend = self.maker, self.maker.backend
         return EngineKey(
             bundle_sha256=maker.bundle_sha256,

@@ -2,6 +2,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,6 +93,37 @@ def test_second_load_takes_the_cache_and_skips_the_gate(tiny, home, monkeypatch)
     for name in first.engines:
         for output, value in first.engines[name].run(image).items():
             np.testing.assert_array_equal(second.engines[name].run(image)[output], value)
+
+
+def test_engines_from_the_cache_are_warmed_up_side_by_side(tiny, home, monkeypatch):
+    together = threading.Barrier(3)
+    original = OpenVinoEngine.warm_up
+
+    def meet(engine):
+        together.wait(timeout=60)
+        original(engine)
+
+    load_bundle(tiny, home=home, precision="fp32", threads=1).close()
+    monkeypatch.setattr(OpenVinoEngine, "warm_up", meet)
+    bundle = load_bundle(tiny, home=home, precision="fp32", threads=1)
+    assert list(bundle.engines) == ["regions-0", "findings-0", "findings-1"]
+    assert [note.split(":")[0] for note in bundle.notes[:-1]] == list(bundle.engines)
+    assert not together.broken
+
+
+def test_one_that_fails_leaves_no_other_open(tiny, home, monkeypatch):
+    load_bundle(tiny, home=home, precision="fp32", threads=1).close()
+    closed = []
+
+    def note(engine):
+        closed.append(engine)
+
+    monkeypatch.setattr(OpenVinoEngine, "_release", note)
+    (path,) = home.rglob(f"findings-0/{SIDECAR_NAME}")
+    path.write_text("{}", "utf-8")
+    with pytest.raises(BundleError, match="findings-0"):
+        load_bundle(tiny, home=home, precision="fp32", threads=1, build="never")
+    assert len(closed) == 2
 
 
 @pytest.mark.parametrize("change", ["network_sha256", "backend_version", "device", "precision", "gate", "capabilities"])

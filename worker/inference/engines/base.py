@@ -243,6 +243,8 @@ class Backend(Protocol):
     device: str
     #: What the device can do, as the backend lists it: part of an engine's identity.
     capabilities: tuple[str, ...]
+    #: Whether several engines may be loaded and warmed up at once, by as many threads.
+    loads_side_by_side: bool
 
     def supported_precisions(self) -> tuple[Precision, ...]:
         """The precisions this device has, fastest first; fp32 is always the last."""

@@ -137,6 +137,7 @@ class OpenVinoBackend:
     """Compiles ONNX files for this machine's processor."""
 
     name = "openvino"
+    loads_side_by_side = True
 
     def __init__(self) -> None:
         self._core = _core()

@@ -155,6 +155,8 @@ class TensorRtBackend:
     """
 
     name = "tensorrt"
+    #: A graph is captured while no other thread uses the GPU.
+    loads_side_by_side = False
 
     def __init__(self, folder: Path | None = None) -> None:
         self._cuda = cuda_calls.runtime()

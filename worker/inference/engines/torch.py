@@ -197,6 +197,8 @@ class TorchBackend:
     """
 
     name = "torch"
+    #: A graph is captured while no other thread uses the GPU.
+    loads_side_by_side = False
 
     def __init__(self, *, inductor: bool | None = None) -> None:
         torch = _torch()
