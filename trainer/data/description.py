@@ -55,7 +55,8 @@ class TruthTable(_Table):
     ``kind``: see :func:`trainer.data.truth.read_labels`. ``folder`` holds a file for each film, of the film's name with
     ``suffix``; ``coco`` has one ``file`` for all. ``regions`` names a label map's values 0, 1, 2, ..., where these are
     not the recipe's own, or the regions that were drawn, where these are not all eight. ``labels`` translates what
-    drawn shapes are called (:mod:`trainer.polygons`). ``when`` (column → values) says which films have a truth at all.
+    drawn shapes are called (:mod:`trainer.polygons`). ``when`` (column → values) says which films have a truth at all; with ``may_lack`` a film
+    without its file has none, instead of stopping the training.
     """
 
     kind: Literal["none", "label_map", "lungs", "labelme", "coco"] = "none"
@@ -65,6 +66,7 @@ class TruthTable(_Table):
     regions: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     when: dict[str, tuple[str, ...]] = {}
+    may_lack: bool = False
 
     @field_validator("regions")
     @classmethod
@@ -221,7 +223,9 @@ def _layout(name: str) -> dict[str, Any]:
     path = LAYOUTS / f"{name}.toml"
     if name not in layout_names():
         raise DataError(f"There is no layout {name!r}{nearest(name, layout_names())}")
-    return {"name": name, **_read(path)}
+    table = {"name": name, **_read(path)}
+    base = table.pop("layout", "")
+    return _merged(_layout(base), table) if base else table
 
 
 def _read(path: Path) -> dict[str, Any]:

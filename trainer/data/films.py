@@ -109,7 +109,10 @@ def _truth(row: Row, truth: TruthTable, root: Path) -> tuple[TruthKind, Path | N
         return "", None
     if truth.kind == "coco":
         return truth.kind, root / truth.file
-    return truth.kind, root / truth.folder / f"{row.name}{truth.suffix or _SUFFIXES[truth.kind]}"
+    path = root / truth.folder / f"{row.name}{truth.suffix or _SUFFIXES[truth.kind]}"
+    if truth.may_lack and not path.is_file():
+        return "", None
+    return truth.kind, path
 
 
 def _persons(rows: Sequence[Row], films: FilmsTable) -> list[_Person]:

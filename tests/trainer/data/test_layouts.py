@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from pydicom.uid import JPEG2000Lossless
@@ -201,6 +205,26 @@ def test_kermany_is_told_by_folders_and_names(tmp_path: Path, write: Write) -> N
     assert {record.part for record in films.values()} == {"", "test"}
     assert films["IM-0115-0001"].findings == {"pneumonia": False, "no_finding": True}
     assert films["person1_virus_6"].findings == {"pneumonia": True, "no_finding": False}
+
+
+def test_v7s_drawings_become_lungs_beside_kermanys_films(tmp_path: Path, write: Write) -> None:
+    films, drawings = tmp_path / "films", tmp_path / "v7"
+    for name in ("train/NORMAL/IM-0115-0001.jpeg", "train/PNEUMONIA/person1_bacteria_1.jpeg"):
+        write(films / "chest_xray" / name, BLANK)
+    sides = ([[0, 1], [0, 6], [2, 6], [2, 1]], [[5, 1], [5, 6], [7, 6], [7, 1]])
+    lungs = [{"name": "Lung", "polygon": {"path": [{"x": x, "y": y} for x, y in side]}} for side in sides]
+    drawings.mkdir()
+    for number, name in enumerate(("IM-0115-0001.jpeg", "another.jpeg")):
+        drawn = {"image": {"original_filename": name}, "annotations": [*lungs, {"name": "Healthy", "tag": {}}]}
+        (drawings / f"{number}.json").write_text(json.dumps(drawn))
+    manual = (Path(__file__).resolve().parents[3] / "docs" / "training.md").read_text("utf-8")
+    script = next(part for part in manual.split("```python\n")[1:] if "original_filename" in part).split("```")[0]
+    subprocess.run([sys.executable, "-c", script, str(films), str(drawings)], check=True)
+    found = {Path(record.name).name: record for record in load_dataset(films, "kermany_v7").records}
+    drawn = found["IM-0115-0001"]
+    assert drawn.truth_kind == "lungs" and drawn.truth is not None
+    assert (cv2.imread(str(drawn.truth), cv2.IMREAD_GRAYSCALE) > 0).sum() == 2 * 3 * 6
+    assert found["person1_bacteria_1"].truth_kind == "" and found["person1_bacteria_1"].truth is None
 
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared/data/ped_cxr"
