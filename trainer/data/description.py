@@ -55,8 +55,8 @@ class TruthTable(_Table):
     ``kind``: see :func:`trainer.data.truth.read_labels`. ``folder`` holds a file for each film, of the film's name with
     ``suffix``; ``coco`` has one ``file`` for all. ``regions`` names a label map's values 0, 1, 2, ..., where these are
     not the recipe's own, or the regions that were drawn, where these are not all eight. ``labels`` translates what
-    drawn shapes are called (:mod:`trainer.polygons`). ``when`` (column → values) says which films have a truth at all; with ``may_lack`` a film
-    without its file has none, instead of stopping the training.
+    drawn shapes are called (:mod:`trainer.polygons`). ``when`` (column → values) says which films have a truth at all;
+    with ``may_lack`` a film without its file has none, instead of stopping the training.
     """
 
     kind: Literal["none", "label_map", "lungs", "labelme", "coco"] = "none"
