@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.bundle import BundleRegion
-from schema.regions import Region
+from schema.regions import LUNGS, Region
 from trainer.errors import RunError
 from trainer.evaluation.subjects import Evaluation, predict
 from worker.findings import flag_rules
-from worker.metrics import centroid_distance, pixel_accuracy, region_overlaps, surface_distance
+from worker.metrics import centroid_distance, overlap, pixel_accuracy, region_overlaps, surface_distance
 from worker.pipeline import FilmInWork
 
 FloatArray = npt.NDArray[np.float64]
@@ -46,9 +46,10 @@ AGE_GROUPS: tuple[tuple[str, str, float, float], ...] = (
 )
 AGE_UNKNOWN = ("age_unknown", "age not known")
 
-#: Failures of Holste, section 2.3: key, title.
+#: Failures of Holste, section 2.3, and one that can be told of a carina nobody drew: key, title.
 FAILURES: tuple[tuple[str, str], ...] = (
     ("missing_carina", "carina missing"),
+    ("carina_astray", "carina missing or not between the lungs"),
     ("missing_region", "any region missing"),
     ("disconnected_films", "two or more regions disconnected or interrupted"),
     ("failed_films", "failure by the paper's rule (either of the two above)"),
@@ -82,6 +83,8 @@ class SegmentationScores:
         (N,): share of right pixels among those whose true region is scored.
     overlaps
         Per film and region.
+    lungs
+        (N,): Dice of both lungs as one after post-processing; NaN where they are no regions of the network or derived.
     carina
         (N,): distance of the carina's centroids in pixels of the grid, NaN where one is missing or derived.
     ages
@@ -104,6 +107,7 @@ class SegmentationScores:
     rows: npt.NDArray[np.int64]
     accuracy: FloatArray
     overlaps: Overlaps
+    lungs: FloatArray
     carina: FloatArray
     ages: FloatArray
     repaired: npt.NDArray[np.int64]
@@ -142,7 +146,9 @@ class _Film:
 
     accuracy: float
     overlaps: tuple[list[float], list[float], list[float], list[float], list[float]]
+    lungs: float
     carina: float
+    astray: dict[str, bool]
     repaired: int
     missing: dict[str, list[bool]]
     broken: dict[str, list[bool]]
@@ -171,16 +177,18 @@ def measure_films(evaluation: Evaluation) -> SegmentationScores:
     overlaps = np.array([film.overlaps for film in measured], np.float64).reshape(len(measured), 5, len(regions))
     missing = {source: _table([film.missing[source] for film in measured], regions) for source in SOURCES}
     broken = {source: _table([film.broken[source] for film in measured], regions) for source in SOURCES}
+    astray = {source: np.array([film.astray[source] for film in measured], np.bool_) for source in SOURCES}
     return SegmentationScores(
         regions=regions,
         grid=(films.labels.shape[1], films.labels.shape[2]),
         rows=np.array(chests, np.int64),
         accuracy=np.array([film.accuracy for film in measured], np.float64),
         overlaps=Overlaps(*np.moveaxis(overlaps, 1, 0)),
+        lungs=np.array([film.lungs for film in measured], np.float64),
         carina=np.array([film.carina for film in measured], np.float64),
         ages=np.asarray(films.ages, np.float64)[chests],
         repaired=np.array([film.repaired for film in measured], np.int64),
-        failures={source: failures_of(missing[source], broken[source], regions) for source in SOURCES},
+        failures={source: failures_of(missing[source], broken[source], astray[source], regions) for source in SOURCES},
         missing=missing,
         broken=broken,
         verdicts=tuple(film.verdict for film in measured),
@@ -188,10 +196,13 @@ def measure_films(evaluation: Evaluation) -> SegmentationScores:
     )
 
 
-def failures_of(missing: BoolArray, broken: BoolArray, regions: Sequence[BundleRegion]) -> dict[str, BoolArray]:
+def failures_of(
+    missing: BoolArray, broken: BoolArray, astray: BoolArray, regions: Sequence[BundleRegion]
+) -> dict[str, BoolArray]:
     """Holste's failures per film, from what is missing and what is broken (both (films, regions)).
 
-    ``missing_carina`` is absent when there is no such region.
+    ``missing_carina`` is absent when there is no such region, ``carina_astray`` (from ``astray``, (films,)) also where
+    there are no two lungs.
     """
     names = [region.name for region in regions]
     absent = missing.any(axis=1)
@@ -203,7 +214,26 @@ def failures_of(missing: BoolArray, broken: BoolArray, regions: Sequence[BundleR
     }
     if Region.CARINA in names:
         failures["missing_carina"] = missing[:, names.index(Region.CARINA)]
+        if set(LUNGS) <= set(names):
+            failures["carina_astray"] = astray
     return failures
+
+
+def is_carina_astray(labels: LabelMap, regions: Sequence[BundleRegion]) -> bool:
+    """Whether there is no carina between the lungs.
+
+    Its centroid must lie between the lungs' centroids from left to right, and below the higher apex and above the
+    lower lung's end; without either lung it lies between none. ``labels`` is uint8 (height, width) with the values of
+    ``regions``.
+    """
+    values = {region.name: region.value for region in regions}
+    carina, *lungs = (np.argwhere(labels == values.get(name, -1)) for name in (Region.CARINA, *LUNGS))
+    if not all(len(place) for place in (carina, *lungs)):
+        return True
+    row, column = carina.mean(axis=0)
+    columns = [float(lung[:, 1].mean()) for lung in lungs]
+    rows = np.concatenate(lungs)[:, 0]
+    return not (min(columns) < column < max(columns) and rows.min() < row < rows.max())
 
 
 def row_means(values: FloatArray) -> FloatArray:
@@ -225,6 +255,7 @@ def _measure(film: FilmInWork, truth: LabelMap, regions: Sequence[BundleRegion])
     scored = np.isin(truth, [region.value for region in regions if region.origin != "derived"])
     drawn = (region.value for region in regions if region.name == Region.CARINA and region.origin != "derived")
     carina = next(drawn, None)
+    lungs = [region.value for region in regions if region.name in LUNGS and region.origin != "derived"]
     return _Film(
         accuracy=pixel_accuracy(truth[scored], raw[scored]) if scored.any() else float("nan"),
         overlaps=(
@@ -234,7 +265,9 @@ def _measure(film: FilmInWork, truth: LabelMap, regions: Sequence[BundleRegion])
             [surface.percentile95 for surface in surfaces],
             [after[region.name].dice for region in regions],
         ),
+        lungs=overlap(np.isin(truth, lungs), np.isin(cleaned, lungs)).dice if len(lungs) == 2 else float("nan"),
         carina=float("nan") if carina is None else centroid_distance(truth == carina, cleaned == carina),
+        astray={"raw": is_carina_astray(raw, regions), "cleaned": is_carina_astray(cleaned, regions)},
         repaired=film.segmentation.repaired_pixels,
         missing=_flagged(film, regions, {flag_rules.Rule.MISSING_REGION}),
         broken=_flagged(film, regions, {flag_rules.Rule.DISCONNECTED_REGION, flag_rules.Rule.INTERRUPTED_REGION}),

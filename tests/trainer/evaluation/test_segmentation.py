@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from handmade_runs import chest_map, make_samples, map_picture, pixels_of
 
+from schema.bundle import BundleRegion
 from schema.regions import HOLSTE_REGIONS
 from trainer.errors import DataError, RunError
 from trainer.evaluation import evaluate_run
 from trainer.evaluation.evaluate import say_nothing
 from trainer.evaluation.paper_figures import HOLSTE_TABLE_2, holste_label
-from trainer.evaluation.segmentation import SOURCES, failures_of, measure_films, row_means
+from trainer.evaluation.segmentation import SOURCES, failures_of, is_carina_astray, measure_films, row_means
 from trainer.evaluation.subjects import Evaluation, predict, subject_of_runs
 from trainer.recipe import load_recipe
 from worker.bootstrap import draw
@@ -26,6 +27,7 @@ from worker.findings.flag_rules import Rule
 NAMES = [region.name for region in HOLSTE_REGIONS]
 YEAR = 365.25
 RIGHT_LUNG, LEFT_LUNG, CARINA = 2, 1, 7
+REGIONS = [BundleRegion(region.value, region.name, region.title, region.colour, "exact") for region in HOLSTE_REGIONS]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -87,9 +89,10 @@ def perfect(make_run, tmp_path_factory: pytest.TempPathFactory):
 
 class TestPerfectPrediction:
     def test_is_right_everywhere(self, perfect) -> None:
-        for name in ("accuracy", "mean_dice", "mean_jaccard", "mean_dice_cleaned", "lung_dice"):
+        for name in ("accuracy", "mean_dice", "mean_jaccard", "mean_dice_cleaned", "lung_dice", "lungs_together"):
             assert perfect["figures"][name] == {"value": 1.0, "low": 1.0, "high": 1.0, "replicates": 50}
         assert perfect["figures"]["carina_distance"]["value"] == 0.0
+        assert perfect["lungs_together_lowest_percent"] == 1.0
         assert all(region["surface"]["value"] == 0.0 for region in perfect["regions"].values())
 
     def test_fails_nowhere(self, perfect) -> None:
@@ -164,6 +167,8 @@ class TestFailures:
             "raw": {"missing_carina": 2, "missing_region": 2, "disconnected_films": 1, "failed_films": 3},
             "cleaned": {"missing_carina": 1, "missing_region": 1, "disconnected_films": 1, "failed_films": 2},
         }
+        for failures in expected.values():
+            failures["carina_astray"] = failures["missing_carina"]
         assert summary["failures"] == expected
         assert summary["figures"]["missing_carina"] == {"value": 1, "of": 5}
         assert summary["figures"]["disconnected_films"] == {"value": 1, "of": 5}
@@ -203,11 +208,11 @@ class TestFailures:
         regions = [type("R", (), {"name": name}) for name in ("background", "spine", "carina")]
         missing = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
         broken = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1]], bool)
-        failures = failures_of(missing, broken, regions)
+        failures = failures_of(missing, broken, missing[:, 0], regions)
         assert failures["missing_carina"].tolist() == [False, True, False, False]
         assert failures["disconnected_films"].tolist() == [False, False, False, True]
         assert failures["failed_films"].tolist() == [False, True, True, True]
-        assert "missing_carina" not in failures_of(missing[:, :2], broken[:, :2], regions[:2])
+        assert "missing_carina" not in failures_of(missing[:, :2], broken[:, :2], missing[:, 0], regions[:2])
 
 
 class TestDerivedRegions:
@@ -327,3 +332,22 @@ def test_a_recipe_finds_its_row_of_table_2() -> None:
     assert {cell.label: cell.paper["mean_dice"] for cell in grid.cells} == HOLSTE_TABLE_2
     for cell in grid.cells:
         assert holste_label(load_recipe("holste", cell.set)) == cell.label
+
+
+class TestCarinaBetweenTheLungs:
+    @pytest.mark.parametrize(
+        ("row", "column", "astray"), [(None, None, True), (20, 32, False), (20, 2, True), (0, 32, True), (63, 32, True)]
+    )
+    def test_by_place(self, row: int | None, column: int | None, astray: bool) -> None:
+        labels = chest_map()
+        labels[labels == CARINA] = 5
+        if row is not None:
+            labels[row, column] = CARINA
+        assert is_carina_astray(labels, REGIONS) is astray
+
+    @pytest.mark.parametrize("lung", [LEFT_LUNG, RIGHT_LUNG])
+    def test_without_a_lung_it_is_between_none(self, lung: int) -> None:
+        labels = chest_map()
+        assert not is_carina_astray(labels, REGIONS)
+        labels[labels == lung] = 0
+        assert is_carina_astray(labels, REGIONS)
