@@ -35,7 +35,8 @@ class BundleRegion:
     """A region of this bundle: label value, name and how its training truth was made.
 
     ``origin`` is ``annotated`` (drawn by people), ``derived`` (by rule: never scored as
-    accuracy) or ``exact`` (phantoms).
+    accuracy) or ``exact`` (phantoms). ``note`` says in words what the region means here, where that
+    is not what its name says everywhere.
     """
 
     value: int
@@ -43,6 +44,7 @@ class BundleRegion:
     title: str
     colour: tuple[int, int, int]
     origin: RegionOrigin
+    note: str = ""
 
     def definition(self) -> RegionDefinition:
         """The region without its origin."""
@@ -135,6 +137,7 @@ class Manifest:
                     "title": r.title,
                     "colour": list(r.colour),
                     "origin": r.origin,
+                    **({"note": r.note} if r.note else {}),
                 }
                 for r in self.regions
             ],
@@ -238,6 +241,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
                 r["title"],
                 (int(r["colour"][0]), int(r["colour"][1]), int(r["colour"][2])),
                 r["origin"],
+                str(r.get("note", "")),
             )
             for r in raw["regions"]
         ),

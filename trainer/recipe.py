@@ -191,7 +191,8 @@ class BundleTable(_Table):
     ``members`` name further recipes that are trained too and join it; ``segmentation`` takes the
     segmentation network of an existing bundle (a directory, or ``packaged``) for a recipe that trains findings only.
     ``origin`` says how the regions' truth was made (annotated, derived, exact), ``derived`` names those that
-    differ in being derived. ``postprocess`` are settings of :mod:`worker.findings.postprocess`.
+    differ in being derived. ``notes`` say of a region what it means here (:class:`schema.bundle.BundleRegion`).
+    ``postprocess`` are settings of :mod:`worker.findings.postprocess`.
     """
 
     name: str
@@ -201,12 +202,19 @@ class BundleTable(_Table):
     segmentation: str = ""
     origin: Literal["annotated", "derived", "exact"] = "annotated"
     derived: tuple[str, ...] = ()
+    notes: dict[str, str] = {}
     postprocess: dict[str, Any] = {}
 
     @field_validator("postprocess")
     @classmethod
     def _known_postprocess(cls, value: dict[str, Any]) -> dict[str, Any]:
         PostprocessSettings.from_manifest(value)
+        return value
+
+    @field_validator("notes")
+    @classmethod
+    def _known_notes(cls, value: dict[str, str]) -> dict[str, str]:
+        _known("bundle.notes", value, ALL_REGIONS)
         return value
 
     @field_validator("members", "derived", mode="before")

@@ -17,7 +17,9 @@ def regions_of(recipe: Recipe, table: BundleTable | None, derived: Collection[st
     """A recipe's regions; ``derived`` names those that count as derived beside what ``table`` says."""
     table = table or BundleTable(name=recipe.name)
     regions = [
-        BundleRegion(region.value, region.name, region.title, region.colour, table.origin)
+        BundleRegion(
+            region.value, region.name, region.title, region.colour, table.origin, table.notes.get(region.name, "")
+        )
         for region in recipe.region_definitions
     ]
     return with_derived(regions, {*table.derived, *derived})

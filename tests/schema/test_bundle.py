@@ -35,6 +35,14 @@ def with_twin(bundle: Path, *, listed: bool = True, name: str = "regions-0-int8.
     return changed
 
 
+def test_what_a_region_means_here_is_kept(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    first, *others = manifest.regions
+    noted = replace(manifest, regions=(replace(first, note="all that is no other"), *others))
+    write_manifest(bundle, noted)
+    assert read_manifest(bundle) == noted
+
+
 def test_a_manifest_of_before_variants_reads_and_writes_as_it_was(bundle: Path) -> None:
     before = (bundle / MANIFEST_NAME).read_bytes()
     manifest = read_manifest(bundle)

@@ -45,3 +45,13 @@ def test_an_origin_of_its_own_stays_for_the_others(recipe: Recipe) -> None:
     marked = with_derived(regions, ["right_lung"])
     assert [r.origin for r in marked] == ["derived", "exact", "derived", "exact"]
     assert {r.origin for r in exact(marked)} == {"exact"}
+
+
+def test_what_a_region_means_here_is_noted(recipe: Recipe) -> None:
+    regions = regions_of(recipe, BundleTable(name="b", notes={"spine": "a straight band"}))
+    assert {r.name: r.note for r in regions if r.note} == {"spine": "a straight band"}
+
+
+def test_notes_are_about_regions_there_are() -> None:
+    with pytest.raises(ValueError, match="did you mean 'spine'"):
+        BundleTable(name="b", notes={"spline": "a straight band"})

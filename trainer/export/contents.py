@@ -44,7 +44,9 @@ def bundle_table(runs: Sequence[Run], name: str = "", version: str = "") -> Bund
     for run in runs:
         if run.recipe.task == "segmentation":
             own = run.recipe.bundle or BundleTable(name=table.name)
-            changes |= {"origin": own.origin, "derived": own.derived, "segmentation": own.segmentation}
+            changes |= {
+                name: getattr(own, name) for name in ("origin", "derived", "notes", "segmentation", "postprocess")
+            }
     return table.model_copy(update=changes)
 
 

@@ -73,7 +73,10 @@ def _contents(manifest: Manifest) -> Iterator[str]:
             for member in manifest.members
         ],
     )
-    yield markdown(["region", "its truth"], [[region.title, region.origin] for region in manifest.regions])
+    yield markdown(
+        ["region", "its truth", "what it means here"],
+        [[region.title, region.origin, region.note or "as its name says"] for region in manifest.regions],
+    )
     if len(manifest.members_of("classification")) > 1:
         yield "The probability of a finding is the mean over the classification networks."
     if manifest.findings:
