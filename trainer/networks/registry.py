@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import RecipeError
+from trainer.networks import novikov
+from trainer.networks.attention_bcdu import AttentionBcduNet
 from trainer.networks.checkpoints import initialise
 from trainer.networks.half_size import HalfSizeClassifier, HalfSizeSegmenter
 from trainer.networks.holste_unet import HolsteUNet
@@ -30,12 +32,20 @@ class NetworkKind:
     task: str
     stride: int
     build: Callable[..., nn.Module]
-    options: Mapping[str, int | bool]
+    options: Mapping[str, int | float | bool]
 
 
 def _small_classifier(channels: int, findings: int, *, base_width: int, guided: bool) -> nn.Module:
     kind = GuidedClassifier if guided else SmallClassifier
     return kind(channels, findings, base_width)
+
+
+def _resnet34_unet(channels: int, regions: int) -> nn.Module:
+    """Wang et al.: a U-Net whose contracting half is a ResNet-34 (their poster calls it the decoder)."""
+    from monai.networks.nets import FlexibleUNet
+
+    network: nn.Module = FlexibleUNet(channels, regions, "resnet34", pretrained=False)
+    return network
 
 
 def _published(name: str) -> Callable[[int, int], nn.Module]:
@@ -48,8 +58,16 @@ def _published(name: str) -> Callable[[int, int], nn.Module]:
     return build
 
 
+_DROPOUT: Mapping[str, int | float | bool] = {"dropout": 0.2, "elu": False}
+
 NETWORKS: Mapping[str, NetworkKind] = {
     "holste_unet": NetworkKind("segmentation", 16, HolsteUNet, {"base_width": 32}),
+    "original_unet": NetworkKind("segmentation", 16, novikov.original_unet, {"base_width": 64}),
+    "all_dropout": NetworkKind("segmentation", 16, novikov.all_dropout, {"base_width": 64, **_DROPOUT}),
+    "all_convolutional": NetworkKind("segmentation", 16, novikov.all_convolutional, {"base_width": 64, **_DROPOUT}),
+    "inverted_net": NetworkKind("segmentation", 16, novikov.inverted_net, {"base_width": 256, **_DROPOUT}),
+    "attention_bcdu": NetworkKind("segmentation", 16, AttentionBcduNet, {"base_width": 64}),
+    "resnet34_unet": NetworkKind("segmentation", 32, _resnet34_unet, {}),
     "small_classifier": NetworkKind("classification", 16, _small_classifier, {"base_width": 16, "guided": False}),
     "densenet121": NetworkKind("classification", 32, _published("densenet121"), {}),
     "densenet169": NetworkKind("classification", 32, _published("densenet169"), {}),
@@ -142,6 +160,9 @@ def _checked(name: str, kind: NetworkKind, options: Mapping[str, Any]) -> dict[s
         if isinstance(defaults[key], bool):
             if not isinstance(value, bool):
                 raise RecipeError(f"network.options.{key} of {name} is true or false, not {value!r}.")
+        elif isinstance(defaults[key], float):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+                raise RecipeError(f"network.options.{key} of {name} is a number from 0 to below 1, not {value!r}.")
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise RecipeError(f"network.options.{key} of {name} is a whole number of at least 1, not {value!r}.")
     return {**defaults, **options}
