@@ -41,11 +41,9 @@ def _small_classifier(channels: int, findings: int, *, base_width: int, guided: 
 
 
 def _resnet34_unet(channels: int, regions: int) -> nn.Module:
-    """Wang et al.: a U-Net whose contracting half is a ResNet-34 (their poster calls it the decoder)."""
-    from monai.networks.nets import FlexibleUNet
+    from trainer.networks.wang import ResNet34UNet  # imports MONAI, see below
 
-    network: nn.Module = FlexibleUNet(channels, regions, "resnet34", pretrained=False)
-    return network
+    return ResNet34UNet(channels, regions)
 
 
 def _published(name: str) -> Callable[[int, int], nn.Module]:

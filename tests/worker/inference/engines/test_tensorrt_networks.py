@@ -41,6 +41,12 @@ CLASSES = 5
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "holste_unet": ("holste_unet", 1, {}),
     "holste_unet half size": ("holste_unet", 1, {"base_width": 4, "half_size": True}),
+    "original_unet": ("original_unet", 1, {"base_width": 8}),
+    "all_dropout": ("all_dropout", 1, {"base_width": 8, "elu": True}),
+    "all_convolutional": ("all_convolutional", 1, {"base_width": 8}),
+    "inverted_net": ("inverted_net", 1, {"base_width": 32}),
+    "attention_bcdu": ("attention_bcdu", 1, {"base_width": 8}),
+    "resnet34_unet": ("resnet34_unet", 3, {}),
     "small_classifier guided": ("small_classifier", 1, {"guided": True}),
     "densenet121": ("densenet121", 3, {}),
     "densenet169": ("densenet169", 3, {}),
