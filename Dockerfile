@@ -18,7 +18,7 @@ COPY trainer trainer
 COPY migrations migrations
 
 FROM source AS wheels
-RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster]'
+RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster,pacs]'
 
 FROM source AS wheels-trainer
 RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster,train]'
@@ -33,7 +33,7 @@ ENV PYTHONUNBUFFERED=1 \
 RUN groupadd --gid 10001 carina \
     && useradd --uid 10001 --gid carina --home-dir /var/lib/carina --no-create-home --shell /usr/sbin/nologin carina \
     && install --directory --owner carina --group carina --mode 0700 \
-        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines \
+        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines /var/lib/carina/spool \
     && python -m venv /opt/carina
 WORKDIR /var/lib/carina
 
@@ -65,7 +65,7 @@ ENV PYTHONUNBUFFERED=1 \
 RUN groupadd --gid 10001 carina \
     && useradd --uid 10001 --gid carina --home-dir /var/lib/carina --no-create-home --shell /usr/sbin/nologin carina \
     && install --directory --owner carina --group carina --mode 0700 \
-        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines
+        /var/lib/carina /var/lib/carina/bundles /var/lib/carina/engines /var/lib/carina/spool
 RUN --mount=type=bind,from=wheels-gpu,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,tensorrt]'
 WORKDIR /var/lib/carina
@@ -78,7 +78,7 @@ CMD ["worker", "--devices", "all"]
 # --- the default target ---------------------------------------------------------------------
 FROM runtime AS worker
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster]'
+    pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,pacs]'
 USER carina
 HEALTHCHECK --interval=60s --timeout=30s --start-period=120s --retries=3 \
     CMD ["carina", "status", "--fail-if-waiting-longer", "900", "--lane", "icu"]

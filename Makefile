@@ -44,6 +44,8 @@ bench: $(VENV)/.developer  ## The benchmarks behind every quoted figure
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/ledger.py --postgresql
+	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/views.py --postgresql
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/training.py

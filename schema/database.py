@@ -241,7 +241,9 @@ def _postgresql_engine(url: URL, *, read_only: bool) -> Engine:
     # Of two equal options PostgreSQL takes the last: the URL's word counts more than ours.
     connection["options"] = f"{settings} {asked if isinstance(asked, str) else ' '.join(asked)}".strip()
     try:
-        engine = create_engine(url, pool_pre_ping=True, pool_size=3, max_overflow=2, connect_args=connection)
+        engine = create_engine(
+            url, pool_pre_ping=True, pool_size=3, max_overflow=2, connect_args=connection, hide_parameters=True
+        )
     except ModuleNotFoundError:
         raise DatabaseDriverError(
             "The driver for PostgreSQL is not installed. Run: pip install 'carina-cxr[postgresql]'"
@@ -252,7 +254,10 @@ def _postgresql_engine(url: URL, *, read_only: bool) -> Engine:
 
 
 def _sqlite_engine(url: URL, *, read_only: bool) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+    # Neither a log nor an exception may quote what was asked: it names patients and files.
+    engine = create_engine(
+        url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, _record: Any) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     Float,
     ForeignKey,
     Index,
@@ -35,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.engine.default import DefaultExecutionContext
 
 from schema.keys import location_hash
+from schema.outputs import OutputKind
 from schema.types import Id, UtcDateTime, database_now
 
 NAMING = {
@@ -120,6 +122,53 @@ class RebuildState(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
+
+
+class Cohort(StrEnum):
+    """By what films are parted where performance is tracked; ``all`` are not parted."""
+
+    ALL = "all"
+    AGE = "age"
+    SEX = "sex"
+    VIEW_POSITION = "view_position"
+    STATION = "station"
+    LANE = "lane"
+
+
+class Period(StrEnum):
+    """Which films a tracked number is about: those that came in so many days before its end, or since promotion."""
+
+    WEEK = "7d"
+    MONTH = "30d"
+    QUARTER = "90d"
+    SINCE_PROMOTION = "since_promotion"
+
+
+class DeliveryState(StrEnum):
+    """Where an output stands on its way to a destination. ``sent`` and ``abandoned`` are final.
+
+    ::
+
+        published result → ready → leased → sent
+                             ▲       ├──→ delayed → ready     trouble with this output, backoff, capped
+                             │       ├──→ failed → (resend) ready
+                             │       ├──→ abandoned           nobody wants it any more: see its code
+                             └───────┘ lease expired, or the destination is away
+    """
+
+    READY = "ready"
+    LEASED = "leased"
+    DELAYED = "delayed"
+    SENT = "sent"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+class DestinationKind(StrEnum):
+    """How a destination is spoken to: C-STORE over DICOM's own protocol, or STOW-RS over HTTP."""
+
+    DICOM = "dicom"
+    DICOMWEB = "dicomweb"
 
 
 class Lane(StrEnum):
@@ -223,6 +272,7 @@ arrival = Table(
     CheckConstraint("state IN ('rejected', 'not_dicom') OR instance_id IS NOT NULL", name="instance"),
     CheckConstraint("NOT current OR state IN ('instance', 'alias')", name="current"),
     Index("ix_arrival_submission_id", "submission_id"),
+    Index("ix_arrival_arrived_at", "arrived_at"),
     Index("ix_arrival_instance_id", "instance_id"),
     Index(
         "uq_arrival_current",
@@ -578,6 +628,92 @@ duty = Table(
     Column("outcome", Text, nullable=False, default=""),
 )
 
+#: Where results go, as the file of ``CARINA_DELIVERY`` said at the last start.
+delivery_destination = Table(
+    "delivery_destination",
+    metadata,
+    _id(),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    # Without secrets: those stay in files.
+    Column("configuration", JSON, nullable=False),
+    _time("added_at", now=True),
+    # Set while the file does not name it.
+    _time("removed_at", nullable=True),
+    # Results published before are in the outbox, as far as the rules want them.
+    _time("filled_until", now=True),
+    # The circuit: how often it failed since it last took something, what it said, and until when it is left alone.
+    Column("failures", Integer, nullable=False, default=0),
+    _time("blocked_until", nullable=True),
+    Column("code", String(32)),
+    Column("detail", Text, nullable=False, default=""),
+    CheckConstraint(_one_of("kind", DestinationKind), name="kind"),
+    CheckConstraint("(failures = 0) = (code IS NULL)", name="code"),
+)
+
+#: The outbox: one output of one result for one destination.
+delivery = Table(
+    "delivery",
+    metadata,
+    _id(),
+    Column("destination_id", Id, ForeignKey("delivery_destination.id"), nullable=False),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("output", String(16), nullable=False),
+    # The result's: job.revision.
+    Column("revision", Integer, nullable=False),
+    # The film's: job.priority.
+    Column("priority", SmallInteger, nullable=False),
+    Column("state", String(16), nullable=False, default=DeliveryState.READY.value),
+    # The fencing token of who is sending it, and how long its silence is borne.
+    Column("lease_id", String(36)),
+    _time("leased_until", nullable=True),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("code", String(32)),
+    Column("detail", Text, nullable=False, default=""),
+    _time("created_at", now=True),
+    _time("available_at", nullable=True),
+    _time("sent_at", nullable=True),
+    UniqueConstraint("destination_id", "job_id", "output", "revision"),
+    CheckConstraint(_one_of("state", DeliveryState), name="state"),
+    CheckConstraint(_one_of("output", OutputKind), name="output"),
+    CheckConstraint(
+        "(state = 'leased') = (lease_id IS NOT NULL) AND (lease_id IS NULL) = (leased_until IS NULL)", name="leased"
+    ),
+    CheckConstraint("state NOT IN ('delayed', 'failed', 'abandoned') OR code IS NOT NULL", name="code"),
+    CheckConstraint("state <> 'delayed' OR available_at IS NOT NULL", name="delayed"),
+    CheckConstraint("state <> 'sent' OR sent_at IS NOT NULL", name="sent"),
+    Index(
+        "ix_delivery_ready",
+        "destination_id",
+        "priority",
+        "job_id",
+        sqlite_where=text("state = 'ready'"),
+        postgresql_where=text("state = 'ready'"),
+    ),
+    Index(
+        "ix_delivery_delayed",
+        "destination_id",
+        "available_at",
+        sqlite_where=text("state = 'delayed'"),
+        postgresql_where=text("state = 'delayed'"),
+    ),
+    Index(
+        "ix_delivery_leased",
+        "destination_id",
+        "leased_until",
+        sqlite_where=text("state = 'leased'"),
+        postgresql_where=text("state = 'leased'"),
+    ),
+    Index(
+        "ix_delivery_failed",
+        "destination_id",
+        sqlite_where=text("state = 'failed'"),
+        postgresql_where=text("state = 'failed'"),
+    ),
+    Index("ix_delivery_sent_at", "destination_id", "sent_at"),
+    Index("ix_delivery_job_id", "job_id"),
+)
+
 #: What readers say. Rows are only ever added: a correction is a new row with a later ``labelled_at``.
 label = Table(
     "label",
@@ -594,6 +730,176 @@ label = Table(
     CheckConstraint(_one_of("value", LabelValue), name="value"),
     CheckConstraint(_one_of("source", LabelSource), name="source"),
     Index("ix_label_current", "instance_id", "finding", "reader", "labelled_at"),
+)
+
+#: Regions that a reader drew or corrected. Rows are only ever added, as those of ``label``.
+label_map = Table(
+    "label_map",
+    metadata,
+    _id(),
+    Column("instance_id", Id, ForeignKey("instance.id"), nullable=False),
+    # A pseudonym.
+    Column("reader", String(64), nullable=False),
+    Column("source", String(16), nullable=False),
+    # On the film's own grid, with the values of schema.regions.HOLSTE_REGIONS.
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("encoding", String(16), nullable=False),
+    Column("mask", LargeBinary, nullable=False),
+    _time("labelled_at"),
+    _time("recorded_at", now=True),
+    CheckConstraint(_one_of("source", LabelSource), name="source"),
+    Index("ix_label_map_current", "instance_id", "reader", "labelled_at"),
+)
+
+#: How well a result's region fits a reader's: Dice coefficient, NULL where neither has the region.
+region_dice = Table(
+    "region_dice",
+    metadata,
+    Column("label_map_id", Id, ForeignKey("label_map.id"), primary_key=True),
+    Column("job_id", Id, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("region", String(64), primary_key=True),
+    Column("dice", Float),
+    CheckConstraint("dice BETWEEN 0 AND 1", name="dice"),
+    Index("ix_region_dice_job_id", "job_id"),
+    sqlite_with_rowid=False,
+)
+
+
+def _window() -> tuple[Column[Any] | CheckConstraint, ...]:
+    return (
+        Column("cohort", String(16), nullable=False),
+        # Which of the cohort's films: "0-4", "F", "PA", a station's name; "" for all.
+        Column("cohort_value", String(64), nullable=False),
+        Column("period", String(16), nullable=False),
+        _time("starts_at"),
+        # Exclusive.
+        _time("ends_at"),
+        _time("computed_at", now=True),
+        # Of everything that the numbers were computed from.
+        Column("digest", String(64), nullable=False),
+        # What several readers of a film say together: worker.monitor.labels.ReaderPolicy.
+        Column("readers", String(16), nullable=False),
+        CheckConstraint(_one_of("cohort", Cohort), name="cohort"),
+        CheckConstraint(_one_of("period", Period), name="period"),
+    )
+
+
+def _interval(name: str) -> tuple[Column[float], ...]:
+    return Column(name, Float), Column(f"{name}_low", Float), Column(f"{name}_high", Float)
+
+
+#: How well a bundle tells a finding on labelled films; the ends of intervals are those of 95 %.
+auc_tracking = Table(
+    "auc_tracking",
+    metadata,
+    _id(),
+    Column("bundle_id", Id, ForeignKey("bundle.id"), nullable=False),
+    Column("finding", String(64), nullable=False),
+    *_window(),
+    Column("positives", Integer, nullable=False),
+    Column("negatives", Integer, nullable=False),
+    Column("patients", Integer, nullable=False),
+    # Labelled films that do not count: the bundle may have learned from them, they were chosen, the readers are unsure.
+    Column("left_out_training", Integer, nullable=False, default=0),
+    Column("left_out_chosen", Integer, nullable=False, default=0),
+    Column("left_out_uncertain", Integer, nullable=False, default=0),
+    # Then there are no numbers.
+    Column("too_few", Boolean, nullable=False),
+    Column("replicates", Integer, nullable=False),
+    *_interval("auroc"),
+    Column("delong_low", Float),
+    Column("delong_high", Float),
+    *_interval("average_precision"),
+    # The bundle's; the rates are those at it.
+    Column("threshold", Float),
+    *_interval("sensitivity"),
+    *_interval("specificity"),
+    *_interval("f1"),
+    Column("youden_threshold", Float),
+    Column("brier", Float),
+    Column("calibration_slope", Float),
+    Column("calibration_intercept", Float),
+    CheckConstraint("NOT too_few OR auroc IS NULL", name="too_few"),
+    UniqueConstraint(
+        "bundle_id",
+        "finding",
+        "cohort",
+        "cohort_value",
+        "period",
+        "ends_at",
+        name="uq_auc_tracking_window",
+    ),
+    Index("ix_auc_tracking_newest", "bundle_id", "ends_at"),
+)
+
+#: How well a bundle's regions fit those that readers drew: the mean Dice coefficient of a region over films.
+dice_tracking = Table(
+    "dice_tracking",
+    metadata,
+    _id(),
+    Column("bundle_id", Id, ForeignKey("bundle.id"), nullable=False),
+    Column("region", String(64), nullable=False),
+    *_window(),
+    Column("films", Integer, nullable=False),
+    Column("patients", Integer, nullable=False),
+    Column("too_few", Boolean, nullable=False),
+    Column("replicates", Integer, nullable=False),
+    *_interval("dice"),
+    CheckConstraint("NOT too_few OR dice IS NULL", name="too_few"),
+    UniqueConstraint(
+        "bundle_id",
+        "region",
+        "cohort",
+        "cohort_value",
+        "period",
+        "ends_at",
+        name="uq_dice_tracking_window",
+    ),
+    Index("ix_dice_tracking_newest", "bundle_id", "ends_at"),
+)
+
+#: The bundle in service and one on trial, on the films that both have read.
+auc_comparison = Table(
+    "auc_comparison",
+    metadata,
+    _id(),
+    Column("bundle_id", Id, ForeignKey("bundle.id"), nullable=False),
+    Column("candidate_id", Id, ForeignKey("bundle.id"), nullable=False),
+    Column("finding", String(64), nullable=False),
+    *_window(),
+    Column("positives", Integer, nullable=False),
+    Column("negatives", Integer, nullable=False),
+    Column("patients", Integer, nullable=False),
+    Column("too_few", Boolean, nullable=False),
+    Column("auroc", Float),
+    Column("candidate_auroc", Float),
+    # Candidate less bundle in service.
+    *_interval("difference"),
+    Column("p_value", Float),
+    CheckConstraint("NOT too_few OR auroc IS NULL", name="too_few"),
+    UniqueConstraint(
+        "bundle_id",
+        "candidate_id",
+        "finding",
+        "cohort",
+        "cohort_value",
+        "period",
+        "ends_at",
+        name="uq_auc_comparison_window",
+    ),
+)
+
+#: A row for each time that everything tracked was up to date.
+tracking_run = Table(
+    "tracking_run",
+    metadata,
+    _id(),
+    _time("finished_at", now=True),
+    _time("ends_at"),
+    Column("last_label_id", Id, nullable=False),
+    Column("last_label_map_id", Id, nullable=False),
+    Column("computed", Integer, nullable=False),
 )
 
 #: A row for each time a bundle was built from films and their truth.
@@ -642,4 +948,89 @@ audit_event = Table(
     Column("subject", String(128), nullable=False, default=""),
     Column("detail", JSON, nullable=False),
     Index("ix_audit_event_happened_at", "happened_at"),
+)
+
+# Counted days: what the views would otherwise count anew in millions of rows. ``schema/daily.py`` writes them.
+
+#: Days (UTC) that are counted when somebody asks: all that have no rows below, and all whose jobs changed since.
+#: Triggers on ``job`` put them here.
+daily_open = Table(
+    "daily_open",
+    metadata,
+    Column("day", Date, primary_key=True),
+    _time("begins_at"),
+    _time("ends_at"),
+)
+
+daily_lane = Table(
+    "daily_lane",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("lane", String(16), primary_key=True),
+    Column("done", Id, nullable=False),
+    Column("flagged", Id, nullable=False),
+    Column("ineligible", Id, nullable=False),
+    Column("failed", Id, nullable=False),
+    Column("mean_wait_seconds", Float),
+    Column("mean_run_seconds", Float),
+    # Of results that are done and whose times are known.
+    Column("timed", Id, nullable=False),
+    Column("timed_mean_wait_seconds", Float),
+    Column("timed_mean_run_seconds", Float),
+    Column("mean_seconds", Float),
+    Column("median_seconds", Float),
+    Column("percentile_95_seconds", Float),
+    Column("longest_seconds", Float),
+)
+
+
+def _group() -> list[Column[Any]]:
+    return [
+        Column("day", Date, primary_key=True),
+        Column("bundle_id", Id, ForeignKey("bundle.id"), primary_key=True, autoincrement=False),
+        Column("station", String(64), primary_key=True),
+        Column("age_band", String(32), primary_key=True),
+    ]
+
+
+daily_film = Table(
+    "daily_film",
+    metadata,
+    *_group(),
+    Column("films", Id, nullable=False),
+    Column("flagged_films", Id, nullable=False),
+    Column("repaired_films", Id, nullable=False),
+    Column("repaired_pixels", Id, nullable=False),
+)
+
+daily_flag = Table(
+    "daily_flag",
+    metadata,
+    *_group(),
+    Column("rule", String(64), primary_key=True),
+    Column("flagged_films", Id, nullable=False),
+)
+
+daily_finding = Table(
+    "daily_finding",
+    metadata,
+    *_group(),
+    Column("finding", String(64), primary_key=True),
+    Column("films", Id, nullable=False),
+    Column("positive_films", Id, nullable=False),
+    Column("probability_sum", Float, nullable=False),
+    Column("probability_squares", Float, nullable=False),
+    Column("spread_sum", Float, nullable=False),
+    *(Column(f"tenth_{number}", Id, nullable=False) for number in range(1, 11)),
+)
+
+daily_region = Table(
+    "daily_region",
+    metadata,
+    *_group(),
+    Column("region", String(64), primary_key=True),
+    Column("films", Id, nullable=False),
+    Column("missing_films", Id, nullable=False),
+    Column("area_fraction_sum", Float, nullable=False),
+    Column("area_fraction_squares", Float, nullable=False),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Integer, MetaData, String, Table, Text
+from datetime import datetime
+
+from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
 from schema.types import Id, UtcDateTime
 
@@ -41,4 +43,44 @@ published_result = Table(
     Column("held_out", Boolean),
     Column("flagged", Integer),
     Column("finished_at", UtcDateTime),
+)
+
+
+def _window(what: str) -> tuple[Column[str] | Column[datetime], ...]:
+    names = ("bundle", what, "cohort", "cohort_value", "period")
+    times = ("starts_at", "ends_at", "computed_at")
+    return *(Column(name, String) for name in names), *(Column(name, UtcDateTime) for name in times)
+
+
+def _interval(name: str) -> tuple[Column[float], ...]:
+    return Column(name, Float), Column(f"{name}_low", Float), Column(f"{name}_high", Float)
+
+
+#: One row per bundle, finding, cohort and period, of the bundle's last day.
+latest_auc = Table(
+    "latest_auc",
+    _views,
+    *_window("finding"),
+    *(Column(name, Integer) for name in ("positives", "negatives", "patients")),
+    *(Column(f"left_out_{why}", Integer) for why in ("training", "chosen", "uncertain")),
+    Column("too_few", Boolean),
+    *_interval("auroc"),
+    Column("delong_low", Float),
+    Column("delong_high", Float),
+    *_interval("average_precision"),
+    Column("threshold", Float),
+    *_interval("sensitivity"),
+    *_interval("specificity"),
+    *_interval("f1"),
+    *(Column(name, Float) for name in ("youden_threshold", "brier", "calibration_slope", "calibration_intercept")),
+)
+
+#: One row per bundle, region, cohort and period, of the bundle's last day.
+latest_dice = Table(
+    "latest_dice",
+    _views,
+    *_window("region"),
+    *(Column(name, Integer) for name in ("films", "patients")),
+    Column("too_few", Boolean),
+    *_interval("dice"),
 )

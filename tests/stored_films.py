@@ -200,6 +200,11 @@ class Films:
         self.insert_plain(tables.instance_identity, instance_id=key, sop_instance_uid=uid)
         return key
 
+    def update_identity(self, instance: int, **values: Any) -> None:
+        key = tables.instance_identity.c.instance_id
+        with self.database.write() as connection:
+            connection.execute(update(tables.instance_identity).where(key == instance).values(**values))
+
     def arrival(
         self,
         state: str,

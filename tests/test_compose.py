@@ -22,12 +22,13 @@ from worker.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 SERVER = ROOT / "deploy" / "compose-server.yml"
+LISTENER = ROOT / "deploy" / "compose-listener.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 SECRETS = "${SECRETS_FOLDER:-./deploy/secrets}"
 PROJECT: dict[str, Any] = yaml.safe_load(COMPOSE.read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-ONE_SHOT = {"migrate", "grants", "listener", "engines", "engines-gpu"}
+ONE_SHOT = {"migrate", "grants", "engines", "engines-gpu"}
 #: Nothing waits for a trainer: its rebuilds have a schedule of their own.
 UNCHECKED = ONE_SHOT | {"trainer"}
 BUNDLES, ENGINES = "/var/lib/carina/bundles", "/var/lib/carina/engines"
@@ -54,7 +55,8 @@ def parse_command(words: list[str]) -> None:
     """Let the program's own parser judge a command line, without running it."""
     command: click.Command | None = main
     context = click.Context(main)
-    while isinstance(command, click.Group):
+    # Some groups do something by themselves.
+    while isinstance(command, click.Group) and (words or not command.invoke_without_command):
         name, *words = words
         command = command.get_command(context, name)
     assert command is not None, name
@@ -66,7 +68,7 @@ def substituted(words: list[str]) -> list[str]:
     return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(word)) for word in words]
 
 
-@pytest.mark.parametrize("file", [COMPOSE, SERVER], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMPOSE, SERVER, LISTENER], ids=lambda file: file.name)
 def test_valid_for_the_compose_specification(file: Path) -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)],
@@ -86,7 +88,9 @@ def test_the_schema_refuses_what_it_should(tmp_path: Path) -> None:
     assert checked.returncode == 1
 
 
-@pytest.mark.parametrize("extra", [[], ["-f", str(SERVER)]], ids=["machine", "server"])
+@pytest.mark.parametrize(
+    "extra", [[], ["-f", str(SERVER)], ["-f", str(LISTENER)]], ids=["machine", "server", "listener"]
+)
 def test_docker_compose_accepts_it(extra: list[str], tmp_path: Path) -> None:
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0:
@@ -97,6 +101,7 @@ def test_docker_compose_accepts_it(extra: list[str], tmp_path: Path) -> None:
             "PATH": "/usr/bin:/bin",
             "FILMS_FOLDER": str(tmp_path),
             "SERVER_ADDRESS": "127.0.0.1",
+            "LISTEN_PUBLISH": "127.0.0.1",
             "HOME": str(tmp_path),
         },
         capture_output=True,
@@ -110,7 +115,7 @@ def test_what_starts_by_default() -> None:
     assert default == {"redis", "postgres", "migrate", "grants", "engines", "worker"}
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
         "worker-gpu": ["gpu"], "engines-gpu": ["gpu"], "watch": ["watch"], "listener": ["listener"],
-        "trainer": ["trainer"],
+        "trainer": ["trainer"], "delivery": ["delivery"],
     }  # fmt: skip
 
 
@@ -146,7 +151,7 @@ def test_our_image_has_our_version() -> None:
 
 
 def test_resources_are_limited() -> None:
-    for name in SERVICES.keys() - {"listener"}:
+    for name in SERVICES:
         assert SERVICES[name]["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}, name
     for name in ("worker-gpu", "engines-gpu"):
         (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
@@ -190,8 +195,8 @@ def test_each_process_has_the_database_role_it_needs() -> None:
         if "environment" in service
     }
     assert {name: file.rpartition("_")[2] for name, file in role.items()} == {
-        "migrate": "owner", "worker": "worker", "worker-gpu": "worker", "watch": "intake",
-        "engines": "worker", "engines-gpu": "worker", "trainer": "worker",
+        "migrate": "owner", "worker": "worker", "worker-gpu": "worker", "watch": "intake", "listener": "intake",
+        "engines": "worker", "engines-gpu": "worker", "trainer": "worker", "delivery": "worker",
     }  # fmt: skip
 
 
@@ -226,7 +231,9 @@ def test_commands_are_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
         "worker.cli.entry_points", lambda group: [EntryPoint(name, target, group) for name, target in joined.items()]
     )
     started = {name: service for name, service in OURS.items() if "entrypoint" not in service}
-    assert started.keys() == {"migrate", "engines", "engines-gpu", "worker", "worker-gpu", "watch", "trainer"}
+    assert started.keys() == {
+        "migrate", "engines", "engines-gpu", "worker", "worker-gpu", "watch", "listener", "delivery", "trainer",
+    }  # fmt: skip
     for service in started.values():
         parse_command(substituted(service["command"]))
 
@@ -263,18 +270,33 @@ def test_the_trainer_sees_films_it_cannot_change_and_leaves_its_bundles_to_the_w
 
 
 def test_health_checks_ask_for_the_oldest_ready_film() -> None:
-    checks = [substituted(SERVICES[name]["healthcheck"]["test"]) for name in ("worker", "worker-gpu", "watch")]
+    checks = [
+        substituted(SERVICES[name]["healthcheck"]["test"]) for name in ("worker", "worker-gpu", "watch", "listener")
+    ]
     checks += [["CMD", *map(str, yaml.safe_load(text.partition(" CMD ")[2]))] for text in instructions("HEALTHCHECK")]
     for check in checks:
         assert check[:4] == ["CMD", "carina", "status", "--fail-if-waiting-longer"]
         parse_command(check[2:])
 
 
-def test_the_listener_says_that_it_comes_later() -> None:
-    service = SERVICES["listener"]
-    said = subprocess.run([sys.executable, "-c", *service["command"]], capture_output=True, text=True)
-    assert said.returncode == 1
-    assert "profile watch" in said.stderr
+def test_only_the_delivery_reaches_outside_and_is_ill_when_results_do_not_get_there() -> None:
+    assert [name for name, service in SERVICES.items() if "hospital" in service["networks"]] == ["delivery"]
+    assert PROJECT["networks"]["hospital"] == {}
+    check = substituted(SERVICES["delivery"]["healthcheck"]["test"])
+    assert check[:5] == ["CMD", "carina", "deliver", "status", "--fail-if-waiting-longer"]
+    parse_command(check[2:])
+    assert all(volume["read_only"] for volume in SERVICES["delivery"]["volumes"] if isinstance(volume, dict))
+
+
+def test_only_the_listener_writes_the_spool_and_all_who_read_films_see_it() -> None:
+    spool = "/var/lib/carina/spool"
+    assert mounts("listener")[spool] == ("spool", True)
+    for name in ("worker", "worker-gpu", "trainer", "delivery"):
+        assert mounts(name)[spool] == ("spool", False)
+    published = yaml.safe_load(LISTENER.read_text("utf-8"))["services"]["listener"]["ports"]
+    assert published == [
+        "${LISTEN_PUBLISH:?set LISTEN_PUBLISH to the address that senders call}:${LISTEN_PORT:-11112}:11112"
+    ]
 
 
 def test_every_stage_that_is_run_has_a_user() -> None:

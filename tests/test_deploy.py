@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import servers
 from click.testing import CliRunner
+from server_process import free_port
 from sqlalchemy import make_url, text, update
 from sqlalchemy.exc import ProgrammingError
 
 from schema.database import Database, view_statements
-from schema.tables import identity, instance_identity, job, metadata
+from schema.dictionary import personal_tables
+from schema.tables import job, metadata
 from schema.types import database_now
 from worker.cli import main
 from worker.phantom import make_phantom, phantom_dataset
@@ -27,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 ROLES = ("owner", "worker", "intake", "report", "read_only")
-PERSONAL = {identity.name, instance_identity.name, "audit_event", "rebuild"}
+PERSONAL = set(personal_tables())
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +213,24 @@ def as_role(
     return use
 
 
+NOBODY = """
+[destination.pacs]
+kind = "dicom"
+host = "127.0.0.1"
+port = {port}
+ae_title = "PACS"
+outputs = ["report"]
+"""
+
+
 @pytest.mark.services
 @pytest.mark.timeout(300)
 def test_a_night_with_a_role_for_each_process(
-    as_role: Callable[[str], None], films: Path, tmp_path: Path, role_urls: dict[str, str]
+    as_role: Callable[[str], None],
+    films: Path,
+    tmp_path: Path,
+    role_urls: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     as_role("intake")
     for lane in ("archive", "icu"):
@@ -224,7 +244,13 @@ def test_a_night_with_a_role_for_each_process(
     as_role("worker")
     assert carina("worker", "--name", "one", "--until-idle")[0] == 0
     assert carina("retry", "--all")[0] == 0
+    (tmp_path / "peers.toml").write_text(NOBODY.format(port=free_port()))
+    monkeypatch.setenv("CARINA_DELIVERY", str(tmp_path / "peers.toml"))
+    # Nobody takes it, but it is in the outbox.
+    assert carina("deliver", "--once", "--backfill", "2020-01-01")[0] == 3
+    assert carina("deliver", "resend", "--all")[0] == 0
     as_role("read_only")
+    assert json.loads(carina("deliver", "status", "--json")[1])[0]["counts"] == {"ready": 2}
     for words in (
         ["status", "--json"], ["failed"], ["conflicts", "list"], ["info"],
         ["export", "--format", "csv", "--out", str(tmp_path / "csv")],
@@ -238,6 +264,30 @@ def test_a_night_with_a_role_for_each_process(
     with report.read() as connection:
         assert connection.scalar(text("SELECT sum(done) FROM overnight_summary")) == 2
     report.close()
+
+
+@pytest.mark.services
+def test_a_listener_needs_no_more_than_the_intakes_role(as_role: Callable[[str], None]) -> None:
+    pytest.importorskip("pynetdicom")
+    from listener_peers import open_door, small_film, store
+
+    from worker.intake.listener.retention import delete_expired, register_unrecorded
+    from worker.service import open_database
+
+    as_role("intake")
+    settings = replace(load_settings(), listen_port=0, listen_keep_days=1e-9)
+    with open_database(settings) as database, open_door(database, settings) as door:
+        assert store(door.port, small_film(17)) == [0]
+        assert register_unrecorded(database, settings, door.spool, stop=threading.Event()) == 0
+        # Its film waits: nothing goes, but everything was asked.
+        assert delete_expired(database, settings, door.spool) == 0
+        with database.write() as connection:
+            connection.execute(
+                update(job)
+                .where(job.c.state == "ready")
+                .values(state="ineligible", code="NOT_A_CHEST", finished_at=database_now())
+            )
+        assert delete_expired(database, settings, door.spool) == 1
 
 
 @pytest.mark.services
@@ -266,6 +316,23 @@ def test_a_trainer_needs_no_more_than_the_workers_role(as_role: Callable[[str], 
         entry = add_bundle(database, settings, bundle, actor="trainer")
         ledger.finish(ledger.advance(row, "report", {}), entry.id, "done", {})
         assert [(each.bundle, each.outcome) for each in list_rebuilds(database)] == [("tiny:1", "done")]
+
+
+@pytest.mark.services
+def test_the_report_role_may_ask_what_the_cookbook_says(role_urls: dict[str, str]) -> None:
+    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "sql-cookbook.md").read_text("utf-8"), re.DOTALL)
+    personal = [query for query in queries if any(re.search(rf"\b{name}\b", query) for name in PERSONAL)]
+    report, everything = Database(role_urls["report"]), Database(role_urls["read_only"])
+    for query in queries:
+        with everything.read() as connection:
+            connection.exec_driver_sql(query).all()
+        with contextlib.ExitStack() as stack:
+            if query in personal:
+                stack.enter_context(pytest.raises(ProgrammingError, match="permission denied"))
+            stack.enter_context(report.read()).exec_driver_sql(query).all()
+    assert 0 < len(personal) < len(queries)
+    for database in (report, everything):
+        database.close()
 
 
 @pytest.mark.services

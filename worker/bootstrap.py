@@ -1,9 +1,10 @@
-"""Bootstrap intervals over films: AUROC, sensitivity, specificity, F1 and means, many at a time.
+"""Bootstrap intervals over films or patients: AUROC, average precision, rates and means, many at a time.
 
 The classifier paper (section 4.2) gives 95 % intervals from 10,000 replications. A replicate is
 as many films as there are, drawn with replacement; it is the same draw for every finding, so
 that the macro mean of a replicate is the mean of numbers from one and the same set of films.
-Films count as independent: of several films per patient the interval is somewhat too narrow.
+Films count as independent, which makes the interval of several films per patient too narrow. With
+``clusters`` a replicate is as many patients as there are, each with all its films.
 
 What the paper leaves open, decided here:
 
@@ -102,7 +103,14 @@ def draw(films: int, replicates: int = REPLICATES, seed: int = 1) -> IndexArray:
     return _generator(seed).integers(0, films, (replicates, films), np.int32)
 
 
-def aurocs(labels: npt.ArrayLike, scores: npt.ArrayLike, *, replicates: int = REPLICATES, seed: int = 1) -> Bootstrap:
+def aurocs(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    *,
+    clusters: npt.ArrayLike | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 1,
+) -> Bootstrap:
     """Area under the ROC curve of every finding (ties count one half).
 
     Parameters
@@ -111,6 +119,8 @@ def aurocs(labels: npt.ArrayLike, scores: npt.ArrayLike, *, replicates: int = RE
         (films, findings): 1 or True positive, 0 or False negative, NaN not known.
     scores
         (films, findings), finite, higher for positive.
+    clusters
+        (films,): whose film each is, any values that can be told apart; None: every film stands for itself.
 
     Raises
     ------
@@ -119,7 +129,7 @@ def aurocs(labels: npt.ArrayLike, scores: npt.ArrayLike, *, replicates: int = RE
     """
     truth, values = _pair(labels, scores)
     statistic = _auroc_statistic(truth, values)
-    return _resample(len(truth), truth.shape[1], statistic, replicates, seed)
+    return _resample(len(truth), truth.shape[1], statistic, replicates=replicates, seed=seed, clusters=clusters)
 
 
 def aurocs_of(labels: npt.ArrayLike, scores: npt.ArrayLike, indices: npt.NDArray[np.integer]) -> FloatArray:
@@ -134,51 +144,79 @@ def aurocs_of(labels: npt.ArrayLike, scores: npt.ArrayLike, indices: npt.NDArray
     return np.concatenate(parts) if parts else np.empty((0, truth.shape[1]))
 
 
+def average_precisions(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    *,
+    clusters: npt.ArrayLike | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 1,
+) -> Bootstrap:
+    """Average precision of every finding: precision, weighted by the recall that each distinct score adds.
+
+    Parameters and errors as for :func:`aurocs`.
+    """
+    truth, values = _pair(labels, scores)
+    statistic = _precision_statistic(truth, values)
+    return _resample(len(truth), truth.shape[1], statistic, replicates=replicates, seed=seed, clusters=clusters)
+
+
 def operations(
     labels: npt.ArrayLike,
     scores: npt.ArrayLike,
     thresholds: Sequence[float],
     *,
+    clusters: npt.ArrayLike | None = None,
     replicates: int = REPLICATES,
     seed: int = 1,
 ) -> dict[str, Bootstrap]:
     """``"sensitivity"``, ``"specificity"`` and ``"f1"`` of every finding at fixed thresholds.
 
-    ``labels`` and ``scores`` as for :func:`aurocs`; a film is positive from its finding's threshold on. A
-    threshold that is NaN gives NaN. The thresholds are not chosen anew in each replicate: they come
+    ``labels``, ``scores`` and ``clusters`` as for :func:`aurocs`; a film is positive from its finding's threshold on.
+    A threshold that is NaN gives NaN. The thresholds are not chosen anew in each replicate: they come
     from other films (the validation part).
     """
     truth, values = _pair(labels, scores)
-    if len(thresholds) != truth.shape[1]:
-        raise ValueError(f"{truth.shape[1]} findings need as many thresholds, got {len(thresholds)}")
-    findings = truth.shape[1]
-    positive, negative = truth == 1.0, truth == 0.0
-    called = values >= np.asarray(thresholds, np.float64)
-    # Columns: found, positives, cleared, negatives, called positive among the known.
-    members = np.concatenate(
-        [positive & called, positive, negative & ~called, negative, called & (positive | negative)], axis=1
-    ).astype(np.float64)
+    statistic = _operation_statistic(truth, values, thresholds)
+    every = _resample(len(truth), 3 * truth.shape[1], statistic, replicates=replicates, seed=seed, clusters=clusters)
+    return _parts(every, _RATES)
+
+
+def performances(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    thresholds: Sequence[float],
+    *,
+    clusters: npt.ArrayLike | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 1,
+) -> dict[str, Bootstrap]:
+    """``"auroc"``, ``"average_precision"`` and the rates of :func:`operations`, all from the same draws."""
+    truth, values = _pair(labels, scores)
+    statistics = (
+        _auroc_statistic(truth, values),
+        _precision_statistic(truth, values),
+        _operation_statistic(truth, values, thresholds),
+    )
 
     def statistic(counts: CountArray) -> FloatArray:
-        sums = counts.T.astype(np.float64) @ members
-        found, positives, cleared, negatives, alarms = np.split(sums, 5, axis=1)
-        rates = [_ratio(found, positives), _ratio(cleared, negatives), _ratio(2.0 * found, positives + alarms)]
-        joined = np.concatenate(rates, axis=1)
-        joined[:, np.tile(np.isnan(thresholds), 3)] = np.nan
-        return joined
+        return np.concatenate([each(counts) for each in statistics], axis=1)
 
-    every = _resample(len(truth), 3 * findings, statistic, replicates, seed)
-    parts = (slice(index * findings, (index + 1) * findings) for index in range(3))
-    return {
-        name: Bootstrap(every.values[part], every.replicates[:, part])
-        for name, part in zip(("sensitivity", "specificity", "f1"), parts, strict=True)
-    }
+    names = ("auroc", "average_precision", *_RATES)
+    return _parts(
+        _resample(
+            len(truth), len(names) * truth.shape[1], statistic, replicates=replicates, seed=seed, clusters=clusters
+        ),
+        names,
+    )
 
 
-def means(values: npt.ArrayLike, *, replicates: int = REPLICATES, seed: int = 1) -> Bootstrap:
+def means(
+    values: npt.ArrayLike, *, clusters: npt.ArrayLike | None = None, replicates: int = REPLICATES, seed: int = 1
+) -> Bootstrap:
     """The mean over films of each of K quantities, such as the Dice of every region.
 
-    ``values`` has shape (films, K); NaN where a film does not have the quantity.
+    ``values`` has shape (films, K); NaN where a film does not have the quantity. ``clusters`` as for :func:`aurocs`.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 2:
@@ -190,8 +228,10 @@ def means(values: npt.ArrayLike, *, replicates: int = REPLICATES, seed: int = 1)
         total, number = np.split(counts.T.astype(np.float64) @ members, 2, axis=1)
         return _ratio(total, number)
 
-    return _resample(len(array), array.shape[1], statistic, replicates, seed)
+    return _resample(len(array), array.shape[1], statistic, replicates=replicates, seed=seed, clusters=clusters)
 
+
+_RATES = ("sensitivity", "specificity", "f1")
 
 Statistic = Callable[[CountArray], FloatArray]
 
@@ -245,18 +285,101 @@ def _auroc_statistic(truth: FloatArray, scores: FloatArray) -> Statistic:
     return statistic
 
 
-def _resample(films: int, quantities: int, statistic: Statistic, replicates: int, seed: int) -> Bootstrap:
+def _precision_statistic(truth: FloatArray, scores: FloatArray) -> Statistic:
+    ranked = []
+    for column in range(truth.shape[1]):
+        known = np.flatnonzero(~np.isnan(truth[:, column]))
+        films = known[np.argsort(-scores[known, column], kind="stable")]
+        falling, positive = scores[films, column], truth[films, column] == 1.0
+        # Films of one score are called positive together, and only a score with a positive adds to the sum.
+        ends = np.searchsorted(-falling, -np.unique(falling[positive])[::-1], side="right") - 1
+        ranked.append((films, films[positive], ends, np.cumsum(positive)[ends] - 1))
+
+    def statistic(counts: CountArray) -> FloatArray:
+        return np.stack([_precision(*finding, counts) for finding in ranked], axis=1)
+
+    return statistic
+
+
+def _precision(
+    films: npt.NDArray[np.intp],
+    positives: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
+    positive_ends: npt.NDArray[np.intp],
+    counts: CountArray,
+) -> FloatArray:
+    if not positives.size:
+        return np.full(counts.shape[1], np.nan)
+    called = np.cumsum(counts[films], axis=0, dtype=counts.dtype)[ends].astype(np.float64)
+    found = np.cumsum(counts[positives], axis=0, dtype=counts.dtype)[positive_ends].astype(np.float64)
+    gained = np.diff(found, axis=0, prepend=0.0)
+    # Nothing was drawn yet where nothing is called: then nothing was gained either.
+    np.divide(found, np.maximum(called, 1.0, out=called), out=called)
+    return _ratio(np.einsum("ij,ij->j", gained, called), found[-1])
+
+
+def _operation_statistic(truth: FloatArray, scores: FloatArray, thresholds: Sequence[float]) -> Statistic:
+    if len(thresholds) != truth.shape[1]:
+        raise ValueError(f"{truth.shape[1]} findings need as many thresholds, got {len(thresholds)}")
+    positive, negative = truth == 1.0, truth == 0.0
+    called = scores >= np.asarray(thresholds, np.float64)
+    # Columns: found, positives, cleared, negatives, called positive among the known.
+    members = np.concatenate(
+        [positive & called, positive, negative & ~called, negative, called & (positive | negative)], axis=1
+    ).astype(np.float64)
+
+    def statistic(counts: CountArray) -> FloatArray:
+        sums = counts.T.astype(np.float64) @ members
+        found, positives, cleared, negatives, alarms = np.split(sums, 5, axis=1)
+        rates = [_ratio(found, positives), _ratio(cleared, negatives), _ratio(2.0 * found, positives + alarms)]
+        joined = np.concatenate(rates, axis=1)
+        joined[:, np.tile(np.isnan(thresholds), len(_RATES))] = np.nan
+        return joined
+
+    return statistic
+
+
+def _parts(every: Bootstrap, names: Sequence[str]) -> dict[str, Bootstrap]:
+    """Columns that stand name by name, each with all findings, under their names."""
+    values = np.split(every.values, len(names))
+    replicates = np.split(every.replicates, len(names), axis=1)
+    return {name: Bootstrap(*part) for name, *part in zip(names, values, replicates, strict=True)}
+
+
+def _resample(
+    films: int,
+    quantities: int,
+    statistic: Statistic,
+    *,
+    replicates: int,
+    seed: int,
+    clusters: npt.ArrayLike | None,
+) -> Bootstrap:
     if not films:
         return Bootstrap(np.full(quantities, np.nan), np.full((replicates, quantities), np.nan))
-    values = statistic(np.ones((films, 1), _count_type(films)))[0]
+    members = None if clusters is None else _numbered(clusters, films)
+    units = films if members is None else int(members.max()) + 1
+    most = films if members is None else units * int(np.bincount(members).max())
+    values = statistic(np.ones((films, 1), _count_type(most)))[0]
     generator = _generator(seed)
     result = np.empty((replicates, quantities))
     step = _chunk(films)
     for start in range(0, replicates, step):
         count = min(step, replicates - start)
-        indices = generator.integers(0, films, (count, films), np.int32)
-        result[start : start + count] = statistic(_counts(indices, films))
+        counts = _counts(generator.integers(0, units, (count, units), np.int32), units)
+        if members is not None:
+            counts = counts.astype(_count_type(most), copy=False)[members]
+        result[start : start + count] = statistic(counts)
     return Bootstrap(values, result)
+
+
+def _numbered(clusters: npt.ArrayLike, films: int) -> npt.NDArray[np.intp]:
+    """Clusters as 0, 1, 2, ... in the order in which they first occur: films of their own are drawn as without any."""
+    names = np.asarray(clusters)
+    if names.shape != (films,):
+        raise ValueError(f"clusters of shape {names.shape} do not name the patient of each of {films} films")
+    _, first, places = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[places]
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -275,8 +398,8 @@ def _counts(indices: npt.NDArray[np.integer], films: int) -> CountArray:
     return counts.reshape(films, replicates).astype(_count_type(indices.shape[1]))
 
 
-def _count_type(drawn: int) -> type[np.int32] | type[np.int64]:
-    return np.int32 if drawn <= _INT32_FILMS else np.int64
+def _count_type(drawn: int) -> np.dtype[np.signedinteger]:
+    return np.dtype(np.int32 if drawn <= _INT32_FILMS else np.int64)
 
 
 def _pair(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -117,6 +117,11 @@ CODES: dict[str, CodeDefinition] = {
         "The object is FOR PROCESSING: raw detector data, not a film.",
         "Send the FOR PRESENTATION object.",
     ),
+    "RULE_SKIPPED": _ineligible(
+        Stage.REGISTER,
+        "A rule of this site leaves the film out.",
+        "Look which rule: carina rules test FILE. After a change of the rules submit the file again.",
+    ),
     "NOT_A_CHEST": _ineligible(Stage.FINDINGS, "The picture shows no two lungs of plausible size and place.", _NOTHING),
     "LATERAL": _ineligible(Stage.FINDINGS, "The picture is a lateral view.", _NOTHING),
     # Pixels

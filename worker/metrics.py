@@ -189,6 +189,71 @@ def youden_threshold(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.float
     return float(curve.thresholds[1:][np.argmax(np.round(gain, 12))])
 
 
+def average_precision(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float:
+    """Precision at each distinct score, weighted by the recall that it adds; NaN without a positive."""
+    positive, negative = _split(labels, scores)
+    if not positive.size:
+        return float("nan")
+    falling = np.unique(positive)[::-1]
+    found = positive.size - np.searchsorted(np.sort(positive), falling, side="left")
+    alarms = negative.size - np.searchsorted(np.sort(negative), falling, side="left")
+    return float((np.diff(found, prepend=0) / positive.size * found / (found + alarms)).sum())
+
+
+# Probabilities
+
+
+def brier_score(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating]) -> float:
+    """Mean squared distance of the probabilities (0-1) from what was true, 0 or 1 (Brier 1950); NaN without films."""
+    positive, negative = _split(labels, probabilities)
+    return _ratio(float(((1.0 - positive) ** 2).sum() + (negative**2).sum()), positive.size + negative.size)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Logistic regression of the truth on the probabilities' logits (Cox 1958): 1 and 0 where they are right.
+
+    A slope below 1 says that probabilities are too extreme, above 1 too timid. An intercept below 0 says that
+    they are too high on the whole. NaN where there is no such line: one class alone, all probabilities
+    alike, or a threshold that parts the classes without error.
+    """
+
+    slope: float
+    intercept: float
+
+
+def calibration(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating]) -> Calibration:
+    """How far probabilities (0-1) can be taken at their word; 0 and 1 count as a millionth away from it."""
+    positive, negative = _split(labels, probabilities)
+    none = Calibration(float("nan"), float("nan"))
+    if not positive.size or not negative.size or _part(positive, negative):
+        return none
+    truth = np.repeat([1.0, 0.0], [positive.size, negative.size])
+    chance = np.clip(np.concatenate([positive, negative]), 1e-6, 1.0 - 1e-6)
+    design = np.stack([np.log(chance / (1.0 - chance)), np.ones_like(chance)], axis=1)
+    weights = np.array([0.0, np.log(positive.size / negative.size)])
+    for _ in range(100):
+        fitted = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -700.0, 700.0)))
+        curvature = (design * (fitted * (1.0 - fitted))[:, None]).T @ design
+        try:
+            step = np.linalg.solve(curvature, design.T @ (truth - fitted))
+        except np.linalg.LinAlgError:
+            return none
+        # Newton's steps may leap over the top where the line is steep.
+        weights += step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < 1e-9:
+            return Calibration(float(weights[0]), float(weights[1]))
+    return none
+
+
+def _part(positive: Vector, negative: Vector) -> bool:
+    """Whether some score parts the two, so that the steepest line is the best one."""
+    return bool(positive.min() >= negative.max() or negative.min() >= positive.max())
+
+
+# At a threshold
+
+
 @dataclass(frozen=True)
 class Operation:
     """Counts and rates at one threshold; rates are NaN where their denominator is 0."""

@@ -62,7 +62,34 @@ class Settings:
     shadow_agreement: float = _setting(
         0.0, "Agreement (0-1) with the bundle in service that a promotion asks for; 0 asks for no shadow jobs."
     )
+    readers: str = _setting(
+        "majority", "What several readers of a film say together where performance is tracked: majority, any or latest."
+    )
     settle_seconds: float = _setting(5.0, "A watched file is taken when it has not changed for so long.")
+    delivery: str = _setting("", "File (TOML) that names where results go to and where films are pulled from.")
+    listen_address: str = _setting("127.0.0.1", "Address the listener takes connections at; 0.0.0.0 means all.")
+    listen_port: int = _setting(11112, "TCP port of the listener.")
+    listen_ae_title: str = _setting("CARINA", "AE title of the listener; calls for another one are refused.")
+    listen_senders: str = _setting("", "Calling AE titles the listener admits, separated by commas; empty admits all.")
+    listen_networks: str = _setting(
+        "", "Addresses and networks the listener admits, such as 10.1.0.0/16, separated by commas; empty admits all."
+    )
+    listen_archive: str = _setting(
+        "", "Calling AE titles whose films join the lane archive, separated by commas; all others join icu."
+    )
+    listen_processes: int = _setting(1, "Listener processes that share the port.")
+    listen_connections: int = _setting(
+        100, "Connections a listener process has at once; the longest silent gives way to a new one."
+    )
+    listen_timeout: float = _setting(60.0, "A sender that is silent for so long is disconnected.")
+    listen_tls_certificate: str = _setting("", "The listener's certificate (PEM file); empty means no TLS.")
+    listen_tls_key: str = _setting("", "Private key (PEM file) of that certificate.")
+    listen_tls_ca: str = _setting("", "Certificates (PEM file) that senders' certificates must come from.")
+    listen_keep_days: float = _setting(
+        0.0, "Days the listener keeps a film's file, and longer until nothing needs it any more; 0 keeps it for ever."
+    )
+    listen_keep_labelled: str = _setting("yes", "Whether the listener keeps the files of labelled films: yes or no.")
+    rules: str = _setting("", "TOML file that says which films are processed; empty means all: docs/pacs.md.")
 
     @property
     def url(self) -> str:
@@ -76,7 +103,7 @@ class Settings:
 
     @property
     def root_folders(self) -> dict[str, Path]:
-        """Root name → folder."""
+        """Root name → folder; ``spool`` is among them where the listener has one on this machine."""
         folders: dict[str, Path] = {}
         for item in self.roots.split(","):
             name, separator, folder = item.strip().partition("=")
@@ -85,7 +112,15 @@ class Settings:
                     f"CARINA_ROOTS has the entry {item.strip()!r}; write NAME=/ABSOLUTE/FOLDER, separated by commas."
                 )
             folders[name] = Path(folder)
+        # Only where there is one: elsewhere its films are left to the machines that can read them.
+        if (self.spool / "incoming").is_dir():
+            folders.setdefault("spool", self.spool)
         return folders
+
+    @property
+    def spool(self) -> Path:
+        """Where the listener keeps what it received: the root ``spool``."""
+        return self.home / "spool"
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:

@@ -28,17 +28,15 @@ SELECT
     job.run_seconds AS run_seconds,
     job.finished_at AS finished_at
 FROM arrival
-LEFT JOIN (
-    SELECT
-        -- The cast gives the column a type, without which SQLite joins it by scanning.
-        CAST(COALESCE(candidate.arrival_id, source.id) AS BIGINT) AS arrival_id,
-        CASE WHEN candidate.kind = 'process' THEN 'instance' ELSE 'unverified' END AS arrival_state,
-        COALESCE(MAX(CASE WHEN candidate.state <> 'cancelled' THEN candidate.id END), MAX(candidate.id)) AS job_id
+LEFT JOIN job ON job.id = (
+    SELECT candidate.id
     FROM job AS candidate
-    LEFT JOIN arrival AS source
-        ON candidate.arrival_id IS NULL AND source.instance_id = candidate.instance_id AND source.current
-    WHERE candidate.published
-    GROUP BY COALESCE(candidate.arrival_id, source.id), candidate.kind
-) AS newest ON newest.arrival_id = arrival.id AND newest.arrival_state = arrival.state
-LEFT JOIN job ON job.id = newest.job_id
+    WHERE
+        candidate.instance_id = arrival.instance_id
+        AND candidate.published
+        AND candidate.kind = CASE arrival.state WHEN 'instance' THEN 'process' WHEN 'unverified' THEN 'verify' END
+        AND (candidate.arrival_id = arrival.id OR (candidate.arrival_id IS NULL AND arrival.current))
+    ORDER BY CASE WHEN candidate.state = 'cancelled' THEN 1 ELSE 0 END, candidate.id DESC
+    LIMIT 1
+)
 LEFT JOIN bundle ON bundle.id = job.bundle_id

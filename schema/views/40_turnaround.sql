@@ -3,37 +3,39 @@
 -- were ready within the median, 95 of 100 within percentile_95.
 CREATE VIEW turnaround AS
 SELECT
-    ranked.day AS day,
-    ranked.lane AS lane,
-    COUNT(*) AS films,
-    AVG(ranked.wait_seconds) AS mean_wait_seconds,
-    AVG(ranked.run_seconds) AS mean_run_seconds,
-    AVG(ranked.total_seconds) AS mean_seconds,
-    MIN(CASE WHEN ranked.share >= 0.5 THEN ranked.total_seconds END) AS median_seconds,
-    MIN(CASE WHEN ranked.share >= 0.95 THEN ranked.total_seconds END) AS percentile_95_seconds,
-    MAX(ranked.total_seconds) AS longest_seconds
+    counted.day AS day,
+    counted.lane AS lane,
+    counted.timed AS films,
+    counted.timed_mean_wait_seconds AS mean_wait_seconds,
+    counted.timed_mean_run_seconds AS mean_run_seconds,
+    counted.mean_seconds AS mean_seconds,
+    counted.median_seconds AS median_seconds,
+    counted.percentile_95_seconds AS percentile_95_seconds,
+    counted.longest_seconds AS longest_seconds
 FROM (
     SELECT
-        timed.day AS day,
-        timed.lane AS lane,
-        timed.wait_seconds AS wait_seconds,
-        timed.run_seconds AS run_seconds,
-        timed.total_seconds AS total_seconds,
-        CUME_DIST() OVER (PARTITION BY timed.day, timed.lane ORDER BY timed.total_seconds) AS share
-    FROM (
-        SELECT
-            date(job.finished_at) AS day,
-            CASE WHEN job.priority = 0 THEN 'icu' ELSE 'archive' END AS lane,
-            job.wait_seconds AS wait_seconds,
-            job.run_seconds AS run_seconds,
-            job.wait_seconds + job.run_seconds AS total_seconds
-        FROM job
-        WHERE
-            job.kind = 'process'
-            AND job.state = 'done'
-            AND job.published
-            AND job.wait_seconds IS NOT NULL
-            AND job.run_seconds IS NOT NULL
-    ) AS timed
-) AS ranked
-GROUP BY ranked.day, ranked.lane
+        daily_lane.day,
+        daily_lane.lane,
+        daily_lane.timed,
+        daily_lane.timed_mean_wait_seconds,
+        daily_lane.timed_mean_run_seconds,
+        daily_lane.mean_seconds,
+        daily_lane.median_seconds,
+        daily_lane.percentile_95_seconds,
+        daily_lane.longest_seconds
+    FROM daily_lane
+    WHERE NOT EXISTS (SELECT 1 FROM daily_open WHERE daily_open.day = daily_lane.day)
+    UNION ALL
+    SELECT
+        open_day_lane.day,
+        open_day_lane.lane,
+        open_day_lane.timed,
+        open_day_lane.timed_mean_wait_seconds,
+        open_day_lane.timed_mean_run_seconds,
+        open_day_lane.mean_seconds,
+        open_day_lane.median_seconds,
+        open_day_lane.percentile_95_seconds,
+        open_day_lane.longest_seconds
+    FROM open_day_lane
+) AS counted
+WHERE counted.timed > 0

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import JSON, Boolean, Connection, Float, LargeBinary, Table, func, insert, inspect, select, text
+from sqlalchemy import JSON, Boolean, Connection, Date, Float, LargeBinary, Table, func, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from stored_films import DIALECTS, empty_url
 
+from schema.daily import COUNTED
 from schema.database import Database, DatabaseVersionError, head_revision, view_statements
 from schema.keys import location_hash
 from schema.tables import metadata
@@ -31,10 +32,18 @@ PRESCRIBED: dict[str, dict[str, Any]] = {
     "region_measurement": {"area_fraction": 0.5},
     "label": {"value": "present", "source": "random"},
     "rebuild": {"state": "finished"},
+    "delivery_destination": {"kind": "dicom"},
+    "delivery": {"output": "report", "state": "leased"},
+    "label_map": {"source": "random"},
+    **{
+        name: {"cohort": "age", "period": "7d", "too_few": False}
+        for name in ("auc_tracking", "dice_tracking", "auc_comparison")
+    },
 }
 
 #: Tables that the first version did not have: who goes back to it loses them.
-YOUNGER = {"label", "rebuild"}
+TRACKING = {"label_map", "region_dice", "auc_tracking", "dice_tracking", "auc_comparison", "tracking_run"}
+YOUNGER = {"label", "rebuild", "delivery", "delivery_destination", *TRACKING, *(table.name for table in COUNTED)}
 
 
 @pytest.fixture(params=DIALECTS)
@@ -51,6 +60,8 @@ def invented(table: Table) -> dict[str, Any]:
         kind = column.type
         if isinstance(kind, UtcDateTime):
             value: Any = datetime(2026, 2, 3, 4, 5, 6, 789, UTC)
+        elif isinstance(kind, Date):
+            value = date(2026, 2, 3)
         elif isinstance(kind, JSON):
             value = {"a": [1, 2.5, "ü"]}
         elif isinstance(kind, LargeBinary):

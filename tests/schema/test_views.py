@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from stored_films import Films, result
 
-from schema import tables
+from schema import tables, view_tables
 from schema.database import Database
 from worker.results.write import write_results
 
@@ -184,3 +184,35 @@ def test_views_on_a_large_table_use_indexes(films: Films, view: str) -> None:
     outer = {"film_state": {"SCAN arrival", "SCAN candidate"}, "published_result": {"SCAN job", "SCAN bundle"}}
     scans = [step for step in plan if step.startswith("SCAN") and not step.startswith("SCAN CONSTANT")]
     assert all(any(step.startswith(allowed) for allowed in outer[view]) for step in scans), plan
+
+
+LARGE = {"arrival", "failure_flag", "finding_score", "instance", "job", "region_measurement", "segmentation"}
+QUICK = ("overnight_summary", "turnaround", "backlog", "dead_letters", "flag_rates", "finding_rates", "film_drift",
+         "flag_drift", "score_drift", "area_drift")  # fmt: skip
+
+
+@pytest.mark.parametrize("view", QUICK)
+def test_views_over_all_films_read_none_of_the_large_tables_from_end_to_end(films: Films, view: str) -> None:
+    if films.database.dialect != "sqlite":
+        pytest.skip("asks SQLite for its plan; benchmarks/views.py asks PostgreSQL")
+    with films.database.read() as connection:
+        plan = [row[3] for row in connection.execute(text(f"EXPLAIN QUERY PLAN SELECT * FROM {view}"))]
+    scanned = {step.split()[1] for step in plan if step.startswith("SCAN") and " USING " not in step}
+    assert not scanned & LARGE, plan
+
+
+def test_the_newest_windows_are_those_of_each_bundles_last_day(database: Database, films: Films) -> None:
+    other = films.add_bundle("2")
+    shared = {
+        "cohort": "all", "cohort_value": "", "period": "7d", "starts_at": NIGHT, "digest": "x", "readers": "majority",
+        "patients": 3, "replicates": 10,
+    }  # fmt: skip
+    auc = {**shared, "finding": "pneumonia", "positives": 1, "negatives": 2}
+    for bundle, days, value in ((films.bundle, 0, 0.7), (films.bundle, 1, 0.8), (other, 0, None)):
+        own = {"bundle_id": bundle, "ends_at": NIGHT + timedelta(days=days), "too_few": value is None}
+        films.insert(tables.auc_tracking, **auc, **own, auroc=value)
+        films.insert(tables.dice_tracking, **shared, **own, region="spine", films=3, dice=value)
+    for view, number in (("latest_auc", "auroc"), ("latest_dice", "dice")):
+        found = rows(database, view, "bundle")
+        assert [(row["bundle"], row[number]) for row in found] == [("phantom:1", 0.8), ("phantom:2", None)]
+        assert set(found[0]) == {column.name for column in getattr(view_tables, view).columns}

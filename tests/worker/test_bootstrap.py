@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, recall_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from worker import bootstrap
-from worker.bootstrap import Bootstrap, aurocs, aurocs_of, draw, means, operations
+from worker.bootstrap import Bootstrap, aurocs, aurocs_of, average_precisions, draw, means, operations, performances
 from worker.metrics import auroc, operation
 
 FloatArray = npt.NDArray[np.float64]
@@ -222,3 +222,72 @@ class TestMacro:
         assert 0 < above.low < above.high
         same = worse.macro_above(worse)
         assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+class TestAveragePrecisions:
+    @pytest.mark.parametrize("levels", [2, 8, 10**6])
+    def test_every_replicate_is_what_scikit_learn_says(self, levels: int) -> None:
+        labels, scores = films(40, 2, seed=3, levels=levels)
+        result = average_precisions(labels, scores, replicates=50, seed=4)
+        for replicate, row in enumerate(draw(40, 50, seed=4)):
+            for k in range(2):
+                known = ~np.isnan(labels[row, k])
+                expected = average_precision_score(labels[row, k][known], scores[row, k][known])
+                assert result.replicates[replicate, k] == pytest.approx(expected, abs=1e-12)
+
+    def test_nothing_positive_no_number(self) -> None:
+        (interval,) = average_precisions(np.zeros((5, 1)), np.zeros((5, 1)), replicates=9).intervals()
+        assert np.isnan(interval.value)
+
+
+class TestClusters:
+    def test_patients_of_one_film_are_films(self) -> None:
+        labels, scores = films(40, 2)
+        patients = np.random.default_rng(1).permutation(40)
+        plain = performances(labels, scores, [0.5, 0.5], replicates=60)
+        for name, result in performances(labels, scores, [0.5, 0.5], clusters=patients, replicates=60).items():
+            np.testing.assert_array_equal(result.replicates, plain[name].replicates)
+
+    def test_a_patient_is_drawn_with_all_its_films(self) -> None:
+        labels, scores = films(30, 1, seed=7)
+        patients = np.sort(np.random.default_rng(2).integers(0, 12, 30))
+        names = np.unique(patients)
+        result = performances(labels, scores, [0.5], clusters=patients, replicates=50, seed=3)
+        for replicate, drawn in enumerate(draw(len(names), 50, seed=3)):
+            row = np.concatenate([np.flatnonzero(patients == names[place]) for place in drawn])
+            assert result["auroc"].replicates[replicate, 0] == pytest.approx(
+                sklearn_auroc(labels[row, 0], scores[row, 0]), abs=1e-12, nan_ok=True
+            )
+        mean = means(scores, clusters=patients, replicates=50, seed=3)
+        assert mean.replicates[-1, 0] == pytest.approx(scores[row, 0].mean())
+
+    def test_films_shown_twice_make_nothing_surer(self) -> None:
+        labels, scores = films(60, 1, seed=8)
+        (once,) = aurocs(labels, scores, replicates=300).intervals()
+        twice = np.tile(labels, (2, 1)), np.tile(scores, (2, 1))
+        (again,) = aurocs(*twice, clusters=np.tile(np.arange(60), 2), replicates=300).intervals()
+        assert (again.low, again.high) == pytest.approx((once.low, once.high), abs=1e-12)
+
+    def test_a_large_family_does_not_overflow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        labels, scores = films(60, 1)
+        patients = np.minimum(np.arange(60), 10)
+        narrow = aurocs(labels, scores, clusters=patients, replicates=20).replicates
+        monkeypatch.setattr(bootstrap, "_INT32_FILMS", 11)
+        np.testing.assert_array_equal(narrow, aurocs(labels, scores, clusters=patients, replicates=20).replicates)
+
+    def test_every_film_needs_its_patient(self) -> None:
+        with pytest.raises(ValueError, match="patient of each of 10 films"):
+            aurocs(*films(10, 1), clusters=[1, 2])
+
+
+def test_performances_are_those_of_each_alone() -> None:
+    labels, scores = films(40, 2)
+    every = performances(labels, scores, [0.3, 0.6], replicates=40, seed=5)
+    alone = {
+        "auroc": aurocs(labels, scores, replicates=40, seed=5),
+        "average_precision": average_precisions(labels, scores, replicates=40, seed=5),
+        **operations(labels, scores, [0.3, 0.6], replicates=40, seed=5),
+    }
+    assert every.keys() == alone.keys()
+    for name, result in alone.items():
+        np.testing.assert_array_equal(every[name].replicates, result.replicates)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 
 from schema.regions import HOLSTE_REGIONS
 from worker import metrics
@@ -205,3 +207,47 @@ class TestAgreement:
         assert math.isnan(metrics.cohen_kappa(same, same))
         with pytest.raises(ValueError, match="answers"):
             metrics.agreement(none, same)
+
+
+class TestProbabilities:
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=30))
+    def test_average_precision_and_brier_score_are_scikit_learns(self, rows):
+        labels, scores = np.array([row[0] for row in rows]), np.array([row[1] for row in rows]) / 6
+        assert metrics.brier_score(labels, scores) == pytest.approx(np.mean((scores - labels) ** 2))
+        if not labels.any():
+            assert math.isnan(metrics.average_precision(labels, scores))
+        else:
+            assert metrics.average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
+
+    def test_calibration_is_logistic_regression_on_the_logits(self):
+        rng = np.random.default_rng(1)
+        logits = rng.normal(0, 2, 400)
+        labels = rng.random(400) < 1 / (1 + np.exp(-(0.5 * logits - 0.7)))
+        found = metrics.calibration(labels, 1 / (1 + np.exp(-logits)))
+        fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logits[:, None], labels)
+        assert (found.slope, found.intercept) == pytest.approx((fitted.coef_[0, 0], fitted.intercept_[0]), abs=1e-4)
+        assert found.slope == pytest.approx(0.5, abs=0.15)
+
+    def test_probabilities_that_are_right_have_the_slope_1(self):
+        rng = np.random.default_rng(2)
+        chances = rng.random(20000)
+        found = metrics.calibration(rng.random(20000) < chances, chances)
+        assert (found.slope, found.intercept) == pytest.approx((1.0, 0.0), abs=0.06)
+
+    @pytest.mark.parametrize(
+        ("labels", "scores"),
+        [([1, 1], [0.2, 0.9]), ([0, 1], [0.2, 0.9]), ([1, 0, 1], [0.5, 0.5, 0.5]), ([1, 0, 0], [0.1, 0.1, 0.4])],
+    )
+    def test_where_there_is_no_line(self, labels, scores):
+        found = metrics.calibration(np.array(labels, bool), np.array(scores))
+        assert math.isnan(found.slope) and math.isnan(found.intercept)
+
+    def test_certain_probabilities_do_no_harm(self):
+        labels = np.array([0, 1, 0, 1, 1, 0], bool)
+        found = metrics.calibration(labels, np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0]))
+        assert 0 < found.slope < 1 and math.isfinite(found.intercept)
+
+    def test_no_films(self):
+        nothing = np.empty(0)
+        assert math.isnan(metrics.brier_score(nothing.astype(bool), nothing))

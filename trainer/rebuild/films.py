@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from schema.database import Database
-from schema.findings import Finding
-from schema.tables import LabelValue, arrival, identity, instance
+from schema.tables import arrival, identity, instance
 from schema.view_tables import published_result
 from trainer.data.description import PHANTOMS, load_dataset
 from trainer.data.records import Dataset, FilmRecord, phantom_dataset, some_of
@@ -34,14 +33,12 @@ from worker.errors import FilmError
 from worker.film.source import open_source
 from worker.intake.lookups import slices
 from worker.intake.sources import resolve
-from worker.monitor.labels import Label, ReaderPolicy, current_labels, settled_labels
+from worker.monitor.labels import known_findings
 from worker.queue.outcomes import SourceReference
 from worker.settings import Settings
 
 #: What films of the database are called as a data set.
 DATABASE = "database"
-
-_MEANING = {LabelValue.PRESENT: True, LabelValue.ABSENT: False, LabelValue.UNCERTAIN: None}
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,8 @@ def choose_films(database: Database, settings: Settings, row: Rebuild, request: 
     """
     if not request.from_database or folder.films.is_file():
         return
-    findings = _findings(database, row.last_label_id, request.readers)
+    with database.read() as connection:
+        findings = known_findings(connection, request.readers, up_to=row.last_label_id)
     left_out: Counter[str] = Counter()
     chosen = []
     for film in _stored(database, findings):
@@ -155,36 +153,6 @@ def _chosen(database: Database, settings: Settings, folder: RebuildFolder) -> Da
     origin = {"data set": DATABASE, "films": str(len(records)), "truth": f"labels of readers, {written['readers']}"}
     origin |= {f"left out: {reason}": str(count) for reason, count in written["left_out"].items()}
     return Dataset(DATABASE, tuple(records), folder.path, origin)
-
-
-def _findings(database: Database, up_to: int, policy: ReaderPolicy) -> dict[int, dict[str, bool | None]]:
-    """Film → finding → present, absent or not known; ``no_finding`` is taken back where another one is present."""
-    with database.read() as connection:
-        labels = list(current_labels(connection, up_to=up_to))
-        originals = _originals(connection, {item.instance_id for item in labels})
-    pooled = (_for_film(item, originals) for item in labels)
-    found: dict[int, dict[str, bool | None]] = {}
-    for film, said in settled_labels(pooled, policy).items():
-        meant = {finding: _MEANING[value] for finding, value in said.items()}
-        if any(present for finding, present in meant.items() if finding != Finding.NO_FINDING):
-            meant[str(Finding.NO_FINDING)] = False
-        found[film] = meant
-    return found
-
-
-def _for_film(item: Label, originals: Mapping[int, int]) -> Label:
-    return replace(item, instance_id=originals.get(item.instance_id, item.instance_id))
-
-
-def _originals(connection: Connection, films: Sequence[int] | set[int]) -> dict[int, int]:
-    """Alias → the film it repeats."""
-    found: dict[int, int] = {}
-    for some in slices(films):
-        query = select(instance.c.id, instance.c.alias_of).where(
-            instance.c.id.in_(some), instance.c.alias_of.is_not(None)
-        )
-        found |= {row.id: row.alias_of for row in connection.execute(query)}
-    return found
 
 
 def _stored(database: Database, films: Mapping[int, Any]) -> list[StoredFilm]:

@@ -49,6 +49,17 @@ def downgrade(revision: str) -> None:
     database.close()
 
 
+@db.command()
+def dictionary() -> None:
+    """Print what every table, view and column means, in Markdown.
+
+    Example: carina db dictionary > docs/data-dictionary.md
+    """
+    from schema.dictionary import data_dictionary
+
+    click.echo(data_dictionary(), nl=False)
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +13,9 @@ from rich.table import Table
 from schema.queries import SubmissionCounts
 from worker.intake.scan import SubmissionReport
 from worker.supervisor import Night
+
+if TYPE_CHECKING:
+    from worker.intake.pull import PullReport
 
 _LINE_SECONDS = 10.0
 
@@ -74,6 +77,20 @@ class ScanDisplay(_Display):
     def update(self, report: SubmissionReport) -> None:
         """Show the files seen so far; their total is not known before the end."""
         self._show("Files seen", report.files_seen, None)
+
+
+class PullDisplay(_Display):
+    """How far ``carina pull`` is."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "Searches")
+
+    def update(self, report: PullReport) -> None:
+        """Show the searches done against all, and what they brought."""
+        waiting = f", waiting {report.waiting}" if report.waiting else ""
+        self._show(
+            f"Films pulled {report.pulled}, known {report.known}{waiting}; searches", report.searched, report.searches
+        )
 
 
 class MergeDisplay(_Display):

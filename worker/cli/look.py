@@ -1,4 +1,4 @@
-"""Commands that look at the ledger and its results: status, failed, conflicts, export, report."""
+"""Commands that look at the ledger and its results: status, failed, conflicts, report."""
 
 from __future__ import annotations
 
@@ -204,27 +204,6 @@ def accept(arrival: int) -> None:
         accept_conflict(database, arrival, actor=getpass.getuser())
         announce(1)
     click.echo("Accepted: the film waits to be processed anew.")
-
-
-@click.command()
-@click.option("--format", "form", required=True, type=click.Choice(["png", "csv"]), help="What to write.")
-@_FOLDER
-@_SUBMISSION
-def export(form: str, out: Path, submission: int | None) -> None:
-    """Write label maps (png) or the table films.csv (csv).
-
-    Example: carina export --format csv --out /tmp/out
-    """
-    from worker.results.export import export_csv, export_png
-    from worker.service import open_database
-
-    settings = load_settings()
-    with open_database(settings) as database:
-        if form == "png":
-            count = export_png(database, out, submission_id=submission)
-        else:
-            count = export_csv(database, out, submission_id=submission, roots=settings.root_folders)
-    click.echo(f"{count} {'label maps' if form == 'png' else 'rows'} written to {out}")
 
 
 @click.command()

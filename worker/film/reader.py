@@ -24,6 +24,8 @@ HEADER_TAGS: dict[str, int] = {
     "PresentationIntentType": 0x00080068,
     "Manufacturer": 0x00080070,
     "StationName": 0x00081010,
+    "StudyDescription": 0x00081030,
+    "SeriesDescription": 0x0008103E,
     "PatientID": 0x00100020,
     "IssuerOfPatientID": 0x00100021,
     "PatientBirthDate": 0x00100030,
@@ -55,7 +57,8 @@ class FilmHeader:
     Strings that are absent or unusable are "", numbers of the picture 0
     (``number_of_frames`` 1). ``age_days`` is the age at the study in days (0-47,450), None
     when unknown or contradictory. ``sex`` is "F", "M", "O" or "". ``presentation_intent``
-    is "FOR PRESENTATION", "FOR PROCESSING" or "". Where the file names no transfer syntax,
+    is "FOR PRESENTATION", "FOR PROCESSING" or "". The descriptions may name the patient and are
+    stored nowhere. Where the file names no transfer syntax,
     ``transfer_syntax_uid`` is the native one its elements are written in.
     """
 
@@ -83,6 +86,8 @@ class FilmHeader:
     bits_allocated: int
     bits_stored: int
     presentation_intent: str
+    study_description: str = ""
+    series_description: str = ""
 
 
 def read_header(stream: BinaryIO, size: int) -> FilmHeader:
@@ -143,6 +148,8 @@ def header_of(elements: Elements) -> FilmHeader:
         bits_allocated=values.integer(found(0x00280100), encoding, "BitsAllocated") or 0,
         bits_stored=values.integer(found(0x00280101), encoding, "BitsStored") or 0,
         presentation_intent=values.code(found(0x00080068))[:_MAX_DESCRIPTION],
+        study_description=values.text(found(0x00081030), character_set)[:_MAX_DESCRIPTION],
+        series_description=values.text(found(0x0008103E), character_set)[:_MAX_DESCRIPTION],
     )
 
 

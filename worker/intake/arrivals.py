@@ -118,7 +118,7 @@ def replace_file(
         .values(generation=film.generation + 1, content_hash=None, file_hash=None, alias_of=None)
     )
     if film.alias_of is None:
-        _release_aliases(connection, instance_id, priority)
+        release_aliases(connection, instance_id, priority)
     _open_job(connection, instance_id, arrival_id, film.generation + 1, priority)
 
 
@@ -284,7 +284,7 @@ def _close_jobs(connection: Connection, instance_id: int) -> None:
     )
 
 
-def _release_aliases(connection: Connection, instance_id: int, priority: int) -> None:
+def release_aliases(connection: Connection, instance_id: int, priority: int) -> None:
     """The first alias of a film becomes the film of its content; the others become its aliases."""
     aliases = connection.execute(
         select(instance.c.id, instance.c.generation, arrival.c.id.label("arrival_id"))

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, litera
 from schema.keys import location_hash
 from schema.tables import ArrivalState, arrival, bundle_alias, identity, instance, job
 from worker.errors import CODES, Kind
+from worker.intake.rules import RULE_SKIPPED
 from worker.queue.outcomes import SourceReference
 
 #: Values in one IN list: below the limit of every driver.
@@ -35,8 +36,15 @@ class KnownArrival:
 
     @property
     def worth_another_look(self) -> bool:
-        """Whether it was refused for trouble that may be over now: no permission, a share that was away."""
-        return self.state == ArrivalState.REJECTED and self.code is not None and CODES[self.code].kind is Kind.TRANSIENT
+        """Whether it was refused for what may be over now: no permission, a share that was away, a rule."""
+        if self.state == ArrivalState.REJECTED:
+            return self.code is not None and CODES[self.code].kind is Kind.TRANSIENT
+        return self.skipped
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a rule left it out when it came."""
+        return self.code == RULE_SKIPPED and self.state != ArrivalState.REJECTED
 
 
 def slices(items: Collection[T], size: int = SLICE) -> Iterator[list[T]]:

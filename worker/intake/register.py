@@ -10,11 +10,13 @@ of a new SOP Instance UID      arrival ``instance``, a film, and a job: ready, o
                                ineligible if its header says so
 of a known SOP Instance UID    arrival ``unverified`` and a job that reads its content;
                                ``rejected`` at once if its header says it is no radiograph
+left out by a rule             as above, but its job is ineligible: ``RULE_SKIPPED``
 unreadable                     arrival ``rejected`` with code and detail
 not DICOM                      counted, nothing else
 registered before              seen again: its open job gets the better priority. A film done
                                with another bundle or revision gets a new job. A failed film
-                               is left alone: that is for ``carina retry``
+                               is left alone: that is for ``carina retry``. A film that a
+                               rule left out is asked about anew: the rules may have changed
 =============================  ============================================================
 """
 
@@ -51,8 +53,9 @@ from worker.errors import Stage
 from worker.film.reader import FilmHeader
 from worker.intake.eligibility import Refusal, refusal
 from worker.intake.lookups import KnownArrival, allocate_ids, known_arrivals, known_instances
-from worker.intake.resubmission import hurry, hurry_verification, reopen
+from worker.intake.resubmission import hurry, hurry_verification, reopen, reopen_skipped
 from worker.intake.rows import identity_row, instance_row
+from worker.intake.rules import PROCESS_EVERYTHING, RULE_SKIPPED, Candidate, Rules
 from worker.queue.outcomes import SourceReference
 
 log = logging.getLogger(__name__)
@@ -64,13 +67,15 @@ NOT_DICOM = "NOT_DICOM"
 class Examined:
     """A file and what its header said: a ``header``, or the ``code`` of why there is none.
 
-    Neither means that it was not looked into, because it is registered already.
+    Neither means that it was not looked into, because it is registered already. ``calling_ae`` is
+    the AE title of who sent it, "" for a file that was found.
     """
 
     source: SourceReference
     header: FilmHeader | None = None
     code: str | None = None
     detail: str = ""
+    calling_ae: str = ""
 
 
 @dataclass
@@ -78,7 +83,8 @@ class Counts:
     """What became of files; every file is in exactly one of the first six.
 
     ``reopened`` and ``failed_before`` are part of ``seen_before``: films that got a new job
-    for a new bundle or revision, and films that failed earlier and were left alone.
+    for a new bundle or revision or because a rule no longer leaves them out, and films that
+    failed earlier and were left alone.
     """
 
     registered: int = 0
@@ -121,13 +127,18 @@ class Registrar:
         Keys the pseudonyms: :func:`worker.settings.site_key`.
     submission_id, lane
         On whose behalf, and how urgent.
+    rules
+        Which films are processed: :func:`worker.intake.rules.load_rules`.
     """
 
-    def __init__(self, database: Database, site_key: bytes, submission_id: int, lane: str) -> None:
+    def __init__(
+        self, database: Database, site_key: bytes, submission_id: int, lane: str, rules: Rules = PROCESS_EVERYTHING
+    ) -> None:
         self._database = database
         self._site_key = site_key
         self._submission_id = submission_id
-        self._priority = PRIORITY[lane]
+        self._lane = lane
+        self._rules = rules
 
     def register(self, files: Sequence[Examined]) -> Counts:
         """Register ``files`` in one transaction and say what became of them.
@@ -157,7 +168,7 @@ class Registrar:
 
     def _write(self, files: Sequence[Examined]) -> Counts:
         with self._database.write() as connection:
-            chunk = _Chunk(connection, self._site_key, self._submission_id, self._priority)
+            chunk = _Chunk(connection, self._site_key, self._submission_id, self._lane, self._rules)
             return chunk.write(files)
 
 
@@ -182,21 +193,24 @@ class _Rows:
     identity: list[dict[str, Any]] = field(default_factory=list)
     submission_arrival: list[dict[str, Any]] = field(default_factory=list)
     open_job: list[dict[str, Any]] = field(default_factory=list)
-    ineligible_job: list[dict[str, Any]] = field(default_factory=list)
+    ended_job: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Chunk:
     """One transaction's worth of files."""
 
-    def __init__(self, connection: Connection, site_key: bytes, submission_id: int, priority: int) -> None:
+    def __init__(self, connection: Connection, site_key: bytes, submission_id: int, lane: str, rules: Rules) -> None:
         self._connection = connection
         self._site_key = site_key
         self._submission_id = submission_id
-        self._priority = priority
+        self._lane = lane
+        self._rules = rules
+        self._priority = PRIORITY[lane]
         self._counts = Counts()
         self._rows = _Rows()
-        self._looked_at_again: dict[SourceReference, int] = {}
+        self._looked_at_again: dict[SourceReference, KnownArrival] = {}
         self._seen_again: list[int] = []
+        self._wanted: list[int] = []
 
     def write(self, files: Sequence[Examined]) -> Counts:
         fresh, seen = self._divide(files)
@@ -229,7 +243,7 @@ class _Chunk:
                 counts.seen_before += 1
             else:
                 if before is not None:
-                    self._looked_at_again[file.source] = before.arrival_id
+                    self._looked_at_again[file.source] = before
                 if file.code != NOT_DICOM:
                     fresh[file.source] = file
                 else:
@@ -239,7 +253,8 @@ class _Chunk:
         return list(fresh.values()), seen
 
     def _keyed(self, file: Examined, header: FilmHeader) -> _Keyed:
-        return _Keyed(file, header, uid_key(self._site_key, header.sop_instance_uid), refusal(header))
+        why = refusal(header) or self._rules.refusal(Candidate(header, self._lane, file.calling_ae))
+        return _Keyed(file, header, uid_key(self._site_key, header.sop_instance_uid), why)
 
     def _number(self, fresh: Sequence[Examined], films: Sequence[_Keyed]) -> None:
         """Look the films up and give ids to what is new."""
@@ -264,9 +279,9 @@ class _Chunk:
         again = self._looked_at_again.get(source)
         if again is not None:
             # It was refused for trouble that is over, or is not: told anew in the one row it has.
-            rows.arrival_again.append({"again": again, **row})
-            self._seen_again.append(again)
-            return again
+            rows.arrival_again.append({"again": again.arrival_id, **row})
+            self._seen_again.append(again.arrival_id)
+            return again.arrival_id
         arrival_id = next(self._arrival_ids)
         rows.arrival.append({"id": arrival_id, "submission_id": self._submission_id, **row})
         rows.identity.append(
@@ -291,8 +306,15 @@ class _Chunk:
 
     def _add_film(self, film: _Keyed) -> None:
         instance_id = self._instances.get(film.key)
+        before = self._looked_at_again.get(film.file.source)
         if instance_id is None:
             self._add_instance(film)
+        elif before is not None and before.skipped:
+            self._ask_again(film, before, instance_id)
+        elif film.refusal is not None and film.refusal.code == RULE_SKIPPED:
+            self._counts.ineligible[film.refusal.code] += 1
+            arrival_id = self._add_arrival(film.file.source, ArrivalState.UNVERIFIED, instance_id, film.refusal)
+            self._end(instance_id, arrival_id, JobKind.VERIFY, film.refusal)
         elif film.refusal is not None:
             # No radiograph, so there is nothing to compare: no worker's time for it.
             self._counts.rejected[film.refusal.code] += 1
@@ -302,10 +324,19 @@ class _Chunk:
             arrival_id = self._add_arrival(film.file.source, ArrivalState.UNVERIFIED, instance_id)
             self._rows.open_job.append(self._open_job(instance_id, arrival_id, JobKind.VERIFY))
             self._hurried.append(instance_id)
+            self._wanted.append(instance_id)
+
+    def _ask_again(self, film: _Keyed, before: KnownArrival, instance_id: int) -> None:
+        """A rule left the file out: does one still?"""
+        self._counts.seen_before += 1
+        self._seen_again.append(before.arrival_id)
+        if film.refusal is None:
+            self._wanted.append(instance_id)
 
     def _add_instance(self, film: _Keyed) -> None:
         instance_id = self._instances[film.key] = next(self._instance_ids)
-        arrival_id = self._add_arrival(film.file.source, ArrivalState.INSTANCE, instance_id)
+        skipped = film.refusal if film.refusal is not None and film.refusal.code == RULE_SKIPPED else None
+        arrival_id = self._add_arrival(film.file.source, ArrivalState.INSTANCE, instance_id, skipped)
         self._rows.instance.append(instance_row(self._site_key, film.header, film.key, instance_id))
         self._rows.instance_identity.append(identity_row(film.header, instance_id))
         if film.refusal is None:
@@ -313,15 +344,12 @@ class _Chunk:
             self._rows.open_job.append(self._open_job(instance_id, arrival_id, JobKind.PROCESS))
             return
         self._counts.ineligible[film.refusal.code] += 1
-        self._rows.ineligible_job.append(
-            {
-                "instance_id": instance_id,
-                "arrival_id": arrival_id,
-                "priority": self._priority,
-                "code": film.refusal.code,
-                "detail": film.refusal.detail,
-            }
-        )
+        self._end(instance_id, arrival_id, JobKind.PROCESS, film.refusal)
+
+    def _end(self, instance_id: int, arrival_id: int, kind: JobKind, why: Refusal) -> None:
+        """Add a job that is over before it began."""
+        job_row = self._open_job(instance_id, arrival_id, kind)
+        self._rows.ended_job.append({**job_row, "code": why.code, "detail": why.detail})
 
     def _open_job(self, instance_id: int, arrival_id: int, kind: JobKind) -> dict[str, Any]:
         return {"instance_id": instance_id, "arrival_id": arrival_id, "kind": kind.value, "priority": self._priority}
@@ -340,10 +368,11 @@ class _Chunk:
                 self._connection.execute(insert(table), values)
         if rows.arrival_again:
             self._connection.execute(_TELL_ANEW, rows.arrival_again)
-        if rows.ineligible_job:
-            self._connection.execute(_INELIGIBLE_JOB, rows.ineligible_job)
+        if rows.ended_job:
+            self._connection.execute(_INELIGIBLE_JOB, rows.ended_job)
 
     def _see_again(self, seen: Sequence[KnownArrival]) -> None:
+        self._counts.reopened += reopen_skipped(self._connection, self._wanted, self._priority)
         instances = {item.instance_id for item in seen if item.instance_id is not None}
         hurry(self._connection, instances.union(self._hurried), self._priority)
         arrivals = {item.arrival_id for item in seen}.union(self._seen_again)
@@ -351,7 +380,8 @@ class _Chunk:
             return
         hurry_verification(self._connection, arrivals, self._priority)
         films = {item.instance_id for item in seen if item.state in _OF_A_FILM and item.instance_id is not None}
-        self._counts.reopened, self._counts.failed_before = reopen(self._connection, films, self._priority)
+        reopened, self._counts.failed_before = reopen(self._connection, films, self._priority)
+        self._counts.reopened += reopened
         statement = _insert_or_ignore(self._connection)
         self._connection.execute(
             statement,

@@ -2,19 +2,22 @@
 
 It becomes as urgent as it was ever asked for, never less. A film done with another bundle
 or revision gets a new job; one that has its job, done or to be done, gets none: replaying an
-archive changes nothing. A film that failed is left alone: ``carina retry`` is for it.
+archive changes nothing. A film that failed is left alone: ``carina retry`` is for it. A film that a rule
+left out, and no rule leaves out now, waits to be processed like any other.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, true, update
+from sqlalchemy import Connection, bindparam, case, func, insert, null, select, true, update
 
 from schema.tables import PRIORITY, JobState, arrival, instance, job
 from worker import REVISION
 from worker.intake.lookups import BOUND, OPEN, PROCESS, VERIFY, champion_id, slices
+from worker.intake.rules import RULE_SKIPPED
 
 _LOWEST_PRIORITY = max(PRIORITY.values())
 
@@ -40,6 +43,21 @@ _BOUND_JOBS = (
     select(job.c.instance_id, job.c.state, job.c.bundle_id, job.c.revision)
     .join(instance, (instance.c.id == job.c.instance_id) & (instance.c.generation == job.c.generation))
     .where(BOUND, job.c.published, job.c.instance_id.in_(bindparam("instances", expanding=True)))
+)
+_SKIPPED = (
+    select(job.c.id, job.c.instance_id, job.c.arrival_id, job.c.kind, job.c.generation)
+    .where(job.c.instance_id.in_(bindparam("instances", expanding=True)))
+    .where(job.c.state == JobState.INELIGIBLE.value, job.c.code == RULE_SKIPPED, job.c.published)
+    .with_for_update()
+)
+#: What is ineligible stays so for ever: it makes room for another job. A file has one job that verifies it.
+_MAKE_ROOM = (
+    update(job)
+    .where(job.c.id.in_(bindparam("jobs", expanding=True)))
+    .values(published=False, arrival_id=case((VERIFY, null()), else_=job.c.arrival_id))
+)
+_NO_LONGER_SKIPPED = (
+    update(arrival).where(arrival.c.id.in_(bindparam("arrivals", expanding=True))).values(code=None, detail="")
 )
 _CURRENT = (
     select(instance.c.id, instance.c.generation, arrival.c.id)
@@ -79,6 +97,35 @@ def reopen(connection: Connection, instances: Collection[int], priority: int) ->
         failed += len(failures)
         reopened += _open_jobs(connection, outdated, priority)
     return reopened, failed
+
+
+def reopen_skipped(connection: Connection, instances: Collection[int], priority: int) -> int:
+    """Open jobs for films that a rule left out when they came, and for their second files.
+
+    Returns
+    -------
+    int
+        How many.
+    """
+    reopened = 0
+    for piece in slices(set(instances)):
+        skipped = connection.execute(_SKIPPED, {"instances": piece}).all()
+        if skipped:
+            connection.execute(_MAKE_ROOM, {"jobs": [row.id for row in skipped]})
+            connection.execute(insert(job), [_again(row, priority) for row in skipped])
+            connection.execute(_NO_LONGER_SKIPPED, {"arrivals": [row.arrival_id for row in skipped]})
+            reopened += len(skipped)
+    return reopened
+
+
+def _again(row: Any, priority: int) -> dict[str, Any]:
+    return {
+        "instance_id": row.instance_id,
+        "arrival_id": row.arrival_id,
+        "kind": row.kind,
+        "generation": row.generation,
+        "priority": priority,
+    }
 
 
 def outdated_films(connection: Connection, instances: Sequence[int]) -> tuple[set[int], set[int]]:

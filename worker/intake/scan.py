@@ -30,6 +30,7 @@ from worker.intake.headers import HeaderReader
 from worker.intake.lookups import known_arrivals
 from worker.intake.preview import Preview
 from worker.intake.register import Counts, Examined, Registrar
+from worker.intake.rules import load_rules
 from worker.intake.sources import Roots
 from worker.queue.watermarks import Room
 from worker.settings import Settings, site_key
@@ -115,7 +116,7 @@ class SubmissionReport:
 def _remark_on_seen(counts: Counts) -> str:
     remarks = []
     if counts.reopened:
-        remarks.append(f"{counts.reopened} to be read anew: there is a new bundle or revision")
+        remarks.append(f"{counts.reopened} to be read anew: there is a new bundle or revision, or other rules")
     if counts.failed_before:
         remarks.append(f"{counts.failed_before} failed and are left alone: carina retry")
     return "; ".join(remarks) or "skipped"
@@ -179,18 +180,20 @@ def submit(
     Raises
     ------
     CarinaError
-        A path does not exist or lies under none of the roots. Nothing is registered.
+        A path does not exist or lies under none of the roots, or the site's rules are wrong.
+        Nothing is registered.
     """
     stop = stop or threading.Event()
     roots = Roots(settings)
     _require(roots, paths)
+    rules = load_rules(settings)
     keys = site_key(settings)
     register: _Register
     if dry_run:
-        submission_id, register = None, Preview(database, keys)
+        submission_id, register = None, Preview(database, keys, lane, rules)
     else:
         submission_id = open_submission(database, lane) if submission_id is None else submission_id
-        register = Registrar(database, keys, submission_id, lane)
+        register = Registrar(database, keys, submission_id, lane, rules)
     seconds_each, basis = seconds_per_film(database)
     report = SubmissionReport(submission_id, seconds_each=seconds_each, estimate_basis=basis)
     room = None if dry_run else Room(database, settings)

@@ -30,6 +30,7 @@ from worker.intake.departures import Departure, parse_after, through
 from worker.intake.folders import FoundFile, Item, LeftOut, ScanProblem, walk, with_members
 from worker.intake.headers import HeaderReader
 from worker.intake.register import Registrar
+from worker.intake.rules import load_rules
 from worker.intake.scan import examine_ahead, open_submission
 from worker.intake.sources import Roots
 from worker.queue.watermarks import Room
@@ -132,7 +133,7 @@ def watch(
     Raises
     ------
     CarinaError
-        The folder cannot be watched, or ``after`` is not one of the three.
+        The folder cannot be watched, ``after`` is not one of the three, or the site's rules are wrong.
     """
     folder = os.path.normpath(directory.absolute())
     if not Path(folder).is_dir():
@@ -164,6 +165,7 @@ class _Watch:
         self._settling = Settling(settings.settle_seconds)
         self._room = Room(database, settings)
         self._site_key = site_key(settings)
+        self._rules = load_rules(settings)
         self._lane = lane
         self._submission_id: int | None = None
 
@@ -199,7 +201,7 @@ class _Watch:
     def _registrar(self) -> Registrar:
         if self._submission_id is None:
             self._submission_id = open_submission(self._database, self._lane)
-        return Registrar(self._database, self._site_key, self._submission_id, self._lane)
+        return Registrar(self._database, self._site_key, self._submission_id, self._lane, self._rules)
 
     def _let_go(self, departure: Departure) -> None:
         files = (item for item in walk(self._roots, self._folder) if isinstance(item, FoundFile))

@@ -66,7 +66,7 @@ class Claimer:
         self._revision = revision
         self._watchdog = watchdog
         self._clock = clock
-        self._roots = LocalRoots(database, settings.root_folders)
+        self._roots = LocalRoots(database, lambda: settings.root_folders)
         self._rests_until = float("-inf")
         self._lost: set[str] = set()
         self._lock = threading.Lock()

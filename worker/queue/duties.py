@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from schema.daily import count_days
 from schema.database import Database
 from schema.tables import duty, job
 from schema.tables import lease as lease_table
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
+#: Whether there are new labels is asked often; with many of them the work is done a piece at a time.
+_TRACKING_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ def standard_duties(
             announce(report.expired + report.due)
         return str(report)
 
+    def track(database: Database) -> str:
+        # Not before it is needed: what it draws in takes a while to load.
+        from worker.monitor.auc import auc_duty
+        from worker.monitor.labels import reader_policy
+
+        return auc_duty(database, reader_policy(settings.readers))
+
     return (
         # Two sweeps at once do no harm; none at all would leave a dead worker's films lying.
         Duty("sweep", pause, take_back, limit_seconds=pause),
         Duty("prune", _HOUR, prune),
+        Duty("auc", _TRACKING_SECONDS, track),
+        Duty("count days", _HOUR, count_ended_days),
     )
 
 
@@ -163,6 +175,11 @@ def prune(database: Database) -> str:
             .values(stopped_at=worker_table.c.seen_at)
         ).rowcount
     return f"{leases} empty leases deleted, {workers} silent workers noted as stopped"
+
+
+def count_ended_days(database: Database) -> str:
+    """Count the days that have ended, so that views need not: see :mod:`schema.daily`."""
+    return f"{count_days(database)} days counted"
 
 
 _FREE = (

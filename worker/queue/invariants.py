@@ -48,7 +48,7 @@ INVARIANTS: dict[str, str] = {
         SELECT count(*) FROM arrival
         WHERE arrival.state = 'unverified' AND NOT EXISTS (
             SELECT 1 FROM job WHERE job.arrival_id = arrival.id AND job.kind = 'verify'
-            AND job.state NOT IN ('done', 'cancelled', 'ineligible'))""",
+            AND (job.state NOT IN ('done', 'cancelled', 'ineligible') OR job.code = 'RULE_SKIPPED'))""",
     "jobs that wait with a bundle": """
         SELECT count(*) FROM job
         WHERE state IN ('ready', 'delayed', 'cancelled') AND kind <> 'shadow' AND bundle_id IS NOT NULL""",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from sqlalchemy import Connection, exists, func, select
@@ -68,7 +68,7 @@ def films_left(connection: Connection, folders: Mapping[str, Path]) -> dict[str,
 class LocalRoots:
     """The roots of this machine, and what it has noticed and said about those it lacks."""
 
-    def __init__(self, database: Database, folders: Mapping[str, Path]) -> None:
+    def __init__(self, database: Database, folders: Callable[[], Mapping[str, Path]]) -> None:
         self._database = database
         self._folders = folders
         self._missing: dict[str, str] = {}
@@ -77,10 +77,11 @@ class LocalRoots:
 
     def look(self) -> frozenset[str]:
         """The roots that this machine lacks, as far as it knows: looks at every folder."""
-        found = missing_roots(self._folders)
+        folders = self._folders()
+        found = missing_roots(folders)
         with self._lock:
             fallen = found.keys() - self._missing
-            unknown = {name: reason for name, reason in self._missing.items() if name not in self._folders}
+            unknown = {name: reason for name, reason in self._missing.items() if name not in folders}
             self._missing = unknown | found
             back = self._said - self._missing.keys()
             self._said -= back
@@ -93,7 +94,7 @@ class LocalRoots:
 
     def unknown(self, names: Collection[str]) -> frozenset[str]:
         """Those of ``names`` that this machine has never heard of; it says so once."""
-        found = frozenset(names) - self._folders.keys()
+        found = frozenset(names) - self._folders().keys()
         if found:
             with self._lock:
                 self._missing |= dict.fromkeys(found, UNKNOWN)

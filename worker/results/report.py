@@ -34,6 +34,7 @@ from worker.intake.sources import resolve
 from worker.queue.outcomes import SourceReference
 from worker.results.files import whole_file, writing_to
 from worker.results.masks import DamagedMaskError, decode_array, decode_mask
+from worker.results.outputs.stored import regions_of
 from worker.results.overlay import heat_layer, jpeg_address, labels_on, png_address, region_layer, shrink
 from worker.results.result import Flag
 from worker.settings import Settings
@@ -140,7 +141,7 @@ def write_report(
         rows = _film_rows(connection, which, limit)
         jobs = [row.job_id for row in rows]
         flags, scores, heat = _flags(connection, jobs), _scores(connection, jobs), _heat(connection, jobs)
-    regions = {row.id: _regions(row.manifest) for row in bundles}
+    regions = {row.id: regions_of(row.manifest) for row in bundles}
     cards = []
     for row in rows:
         picture = _picture(row, settings, read_picture)
@@ -349,13 +350,6 @@ def _leading_finding(scores: Sequence[Any]) -> str | None:
     """The positive finding that is furthest above its threshold; none for a film without one."""
     positive = [row for row in scores if row.positive and row.finding != Finding.NO_FINDING]
     return max(positive, key=lambda row: row.probability - row.threshold).finding if positive else None
-
-
-def _regions(manifest: dict[str, Any]) -> list[RegionDefinition]:
-    return [
-        RegionDefinition(region["value"], region["name"], region["title"], tuple(region["colour"]))
-        for region in manifest["regions"]
-    ]
 
 
 def _legend(bundles: Sequence[Any]) -> list[dict[str, Any]]:

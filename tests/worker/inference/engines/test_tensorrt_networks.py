@@ -45,14 +45,14 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "all_dropout": ("all_dropout", 1, {"base_width": 8, "elu": True}),
     "all_convolutional": ("all_convolutional", 1, {"base_width": 8}),
     "inverted_net": ("inverted_net", 1, {"base_width": 32}),
-    "attention_bcdu": ("attention_bcdu", 1, {"base_width": 8}),
+    "attention_bcdu": ("attention_bcdu", 1, {"base_width": 4}),
     "resnet34_unet": ("resnet34_unet", 3, {}),
     "small_classifier guided": ("small_classifier", 1, {"guided": True}),
     "densenet121": ("densenet121", 3, {}),
     "densenet169": ("densenet169", 3, {}),
     "resnet101": ("resnet101", 3, {}),
 }
-SLOW = {"densenet169", "resnet101"}
+SLOW = {"densenet169", "resnet101", "resnet34_unet", "attention_bcdu"}
 
 
 def outputs_of(name: str, channels: int, options: dict[str, Any]) -> tuple[nn.Module, str]:
