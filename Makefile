@@ -34,7 +34,8 @@ test: lint  ## Lint, types and the test suite on SQLite (under 15 minutes on 2 c
 	$(BIN)/pytest -q -m "not slow and not services and not gpu" -n 2 --dist loadgroup --ignore tests/trainer
 	$(BIN)/pytest -q -m "not slow and not services and not gpu" -n 2 --dist loadgroup tests/trainer
 
-test-services: $(VENV)/.developer  ## Tests that need a real database and broker
+test-services: $(VENV)/.developer  ## Tests that need a real database, broker or DICOM archive
+	tests/install_peers.sh
 	$(BIN)/pytest -q -m "services and not slow" || [ $$? -eq 5 ]
 
 test-long: $(VENV)/.developer  ## The long versions: more kills, more mutated files, training to the end
