@@ -44,7 +44,8 @@ TARGET_MS = {"sqlite": 1000.0, "postgresql": 200.0}
 FILMS = {"sqlite": 100_000, "postgresql": 1_000_000}
 #: As stored masks are: what is read beside them is spread over as many pages.
 MASK_BYTES = 1800
-ONE_PROCESS = "-cmax_parallel_workers_per_gather%3D0"
+#: One process for a question; the cost of a page is that of deploy/postgres/roles.sql.
+PLANNER = "-cmax_parallel_workers_per_gather%3D0%20-crandom_page_cost%3D1.1"
 LARGE = {"arrival", "attempt", "failure_flag", "finding_score", "instance", "job", "region_measurement", "segmentation"}
 
 QUESTIONS = {
@@ -165,7 +166,7 @@ def _tidy(database: Database) -> None:
         return
     import psycopg
 
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = database.url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
 
@@ -239,7 +240,7 @@ def main() -> int:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         database = Database(
-            f"{server.fresh_database()}?options={ONE_PROCESS}" if server else f"sqlite:///{folder}/carina.sqlite"
+            f"{server.fresh_database()}?options={PLANNER}" if server else f"sqlite:///{folder}/carina.sqlite"
         )
         database.upgrade()
         load = os.getloadavg()[0]

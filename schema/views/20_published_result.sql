@@ -17,10 +17,8 @@ SELECT
     bundle.name || ':' || bundle.version AS bundle,
     job.revision AS revision,
     job.generation AS generation,
-    CASE
-        WHEN EXISTS (SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id) THEN 1
-        ELSE 0
-    END AS flagged,
+    -- Not EXISTS: for that PostgreSQL would read the flags of all films.
+    COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id LIMIT 1), 0) AS flagged,
     job.wait_seconds AS wait_seconds,
     job.run_seconds AS run_seconds,
     job.finished_at AS finished_at

@@ -37,11 +37,10 @@ FROM (
             daily_open.day AS day,
             CASE WHEN job.priority = 0 THEN 'icu' ELSE 'archive' END AS lane,
             job.state AS state,
+            -- Not EXISTS: for that PostgreSQL would read the flags of all films.
             CASE
-                WHEN
-                    job.state = 'done'
-                    AND EXISTS (SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id)
-                    THEN 1
+                WHEN job.state = 'done'
+                    THEN COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id LIMIT 1), 0)
                 ELSE 0
             END AS flagged,
             job.wait_seconds AS wait_seconds,

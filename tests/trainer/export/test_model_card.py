@@ -40,7 +40,11 @@ def test_names_what_was_not_measured(manifest: Manifest) -> None:
 
 def test_derived_regions_are_named_and_have_no_accuracy(manifest: Manifest) -> None:
     regions = tuple(
-        replace(region, origin="derived" if region.name in {"spine", "background"} else "annotated")
+        replace(
+            region,
+            origin="derived" if region.name in {"spine", "background"} else "annotated",
+            note="a straight band" if region.name == "spine" else "",
+        )
         for region in manifest.regions
     )
     masks = manifest.metrics["segmentation"]
@@ -50,7 +54,8 @@ def test_derived_regions_are_named_and_have_no_accuracy(manifest: Manifest) -> N
     metrics = {**manifest.metrics, "segmentation": {**masks, "regions": scored}}
     card = model_card(replace(manifest, regions=regions, metrics=metrics))
     assert "How right these regions are: Background, Spine." in card
-    assert re.search(r"\| Spine \| derived \|$", card, re.MULTILINE)
+    assert re.search(r"^\| Spine \| derived \| a straight band \|$", card, re.MULTILINE)
+    assert re.search(r"^\| Left lung \| annotated \| as its name says \|$", card, re.MULTILINE)
     assert not re.search(r"\| Spine \| derived \| \d", card)
 
 
