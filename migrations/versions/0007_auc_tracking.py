@@ -38,6 +38,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_label_map")),
     )
     op.create_index("ix_label_map_current", "label_map", ["instance_id", "reader", "labelled_at"])
+    if op.get_bind().dialect.name == "postgresql":
+        # Compressed by ourselves already, as migration 0002 says of results.
+        op.execute("ALTER TABLE label_map ALTER COLUMN mask SET STORAGE EXTERNAL")
     op.create_table(
         "region_dice",
         sa.Column("label_map_id", ID, nullable=False),
