@@ -103,7 +103,7 @@ def fill(database: Database, films: int, nights: int, today: datetime) -> None:
                 photometric_interpretation, sex, age_days)
             SELECT n, n || '-key', (n / 2) || '-patient', n || '-study', n || '-series', n % 10 = 0, {at}, 1,
                 '1.2.840.10008.5.1.4.1.1.1.1', '', 'DX', 'CHEST', CASE WHEN n % 5 = 0 THEN 'PA' ELSE 'AP' END,
-                'STATION' || n % 3, '', 'MONOCHROME2', CASE WHEN n % 2 = 0 THEN 'F' ELSE 'M' END,
+                'STATION' || (n % 3), '', 'MONOCHROME2', CASE WHEN n % 2 = 0 THEN 'F' ELSE 'M' END,
                 CASE WHEN n % 23 > 0 THEN (n * 37) % 6500 END
             FROM numbers""",
         f"""INSERT INTO arrival (id, submission_id, instance_id, arrived_at, state, current, detail)
