@@ -18,7 +18,7 @@ COPY trainer trainer
 COPY migrations migrations
 
 FROM source AS wheels
-RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster,pacs]'
+RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster,pacs,serve]'
 
 FROM source AS wheels-trainer
 RUN pip wheel --no-cache-dir -c constraints.txt -w /wheels '.[postgresql,cluster,train]'
@@ -78,7 +78,7 @@ CMD ["worker", "--devices", "all"]
 # --- the default target ---------------------------------------------------------------------
 FROM runtime AS worker
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,pacs]'
+    pip install --no-cache-dir --no-index --find-links /wheels 'carina-cxr[postgresql,cluster,pacs,serve]'
 USER carina
 HEALTHCHECK --interval=60s --timeout=30s --start-period=120s --retries=3 \
     CMD ["carina", "status", "--fail-if-waiting-longer", "900", "--lane", "icu"]

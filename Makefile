@@ -19,7 +19,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed
-	$(PIP) -e '.[dev,train,cluster,services,pacs,research]'
+	$(PIP) -e '.[dev,train,cluster,services,pacs,research,serve]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## Read 24 synthetic radiographs end to end and write a report
@@ -47,6 +47,7 @@ bench: $(VENV)/.developer  ## The benchmarks behind every quoted figure
 	$(BIN)/python benchmarks/ledger.py --postgresql
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/views.py --postgresql
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/training.py

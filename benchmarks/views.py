@@ -39,6 +39,7 @@ from schema.daily import count_days
 from schema.database import Database
 from schema.findings import Finding
 from schema.regions import HOLSTE_REGIONS
+from worker.monitor.drift_nights import look_at_drift
 
 TARGET_MS = {"sqlite": 1000.0, "postgresql": 200.0}
 FILMS = {"sqlite": 100_000, "postgresql": 1_000_000}
@@ -67,6 +68,8 @@ ASKED = {
     "flag_drift": "the last 30 days",
     "score_drift": "the last 30 days",
     "area_drift": "the last 30 days",
+    "input_drift": "the last 30 days",
+    "view_drift": "the last 30 days",
     "film_state": ("files of last night", "one film"),
     "published_result": ("results of last night", "one film"),
 }
@@ -100,11 +103,11 @@ def fill(database: Database, films: int, nights: int, today: datetime) -> None:
         f"INSERT INTO bundle_alias (alias, bundle_id, since) VALUES ('champion', 2, '{begin:%Y-%m-%d}')",
         f"""INSERT INTO instance (id, key, patient_key, study_key, series_key, held_out, created_at, generation,
                 sop_class_uid, transfer_syntax_uid, modality, body_part, view_position, station, manufacturer,
-                photometric_interpretation, sex, age_days)
+                photometric_interpretation, sex, age_days, row_spacing)
             SELECT n, n || '-key', (n / 2) || '-patient', n || '-study', n || '-series', n % 10 = 0, {at}, 1,
                 '1.2.840.10008.5.1.4.1.1.1.1', '', 'DX', 'CHEST', CASE WHEN n % 5 = 0 THEN 'PA' ELSE 'AP' END,
                 'STATION' || (n % 3), '', 'MONOCHROME2', CASE WHEN n % 2 = 0 THEN 'F' ELSE 'M' END,
-                CASE WHEN n % 23 > 0 THEN (n * 37) % 6500 END
+                CASE WHEN n % 23 > 0 THEN (n * 37) % 6500 END, 0.139
             FROM numbers""",
         f"""INSERT INTO arrival (id, submission_id, instance_id, arrived_at, state, current, detail)
             SELECT n, 1, n, {at}, 'instance', true, '' FROM numbers""",
@@ -119,8 +122,9 @@ def fill(database: Database, films: int, nights: int, today: datetime) -> None:
                 detail, created_at)
             SELECT n, n, 'process', 'ready', 10, 1, true, 0, 0, '', {at} FROM numbers WHERE {waiting}""",
         f"""INSERT INTO segmentation (job_id, height, width, encoding, mask, resampler_version, film_rows, film_columns,
-                flip_columns, flip_rows, repaired_pixels, voi_policy, engine, seconds)
-            SELECT n, 256, 256, 'zstd', {blob}, 1, 2000, 1600, false, false, n % 11, '', '{{}}', '{{}}'
+                flip_columns, flip_rows, repaired_pixels, voi_policy, engine, seconds, grey_mean, grey_spread)
+            SELECT n, 256, 256, 'zstd', {blob}, 1, 2000, 1600, false, false, n % 11, '', '{{}}', '{{}}',
+                0.3 + (n % 97) / 970.0, 0.2
             FROM numbers WHERE {done}""",
         f"""INSERT INTO region_measurement (job_id, region, area_pixels, area_fraction, components, repaired_pixels)
             SELECT n, region, 1000 + n % 5000, 0.01 + (n % 5000) / 50000.0, 1, 0
@@ -226,6 +230,17 @@ def ask(database: Database, today: datetime) -> float:
     return longest
 
 
+def judge(database: Database) -> None:
+    """Print how long the judgement of all nights takes: what ``carina drift`` does."""
+    with database.read() as connection:
+        clock = Clock(connection)
+        started, used_before = time.perf_counter(), clock.seconds()
+        report = look_at_drift(connection)
+        used = clock.seconds() - used_before
+    series = len(report.series) if report else 0
+    print(f"drift of {series} series judged in {time.perf_counter() - started:.2f} s, {used:.2f} s of processor time")
+
+
 def main() -> int:
     """Print the table; exit code 1 where the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,6 +269,7 @@ def main() -> int:
         print(f"{days} days counted in {time.perf_counter() - started:.1f} s", flush=True)
         _tidy(database)
         longest = ask(database, today)
+        judge(database)
         database.close()
         if server:
             server.drop(database.url)

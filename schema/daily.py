@@ -16,7 +16,16 @@ from datetime import date
 from sqlalchemy import Connection, Select, Table, delete, insert, literal_column, select, text
 
 from schema.database import Database
-from schema.tables import daily_film, daily_finding, daily_flag, daily_lane, daily_open, daily_region
+from schema.tables import (
+    daily_film,
+    daily_finding,
+    daily_flag,
+    daily_input,
+    daily_lane,
+    daily_open,
+    daily_region,
+    daily_view,
+)
 from schema.types import database_now
 
 #: Table of counted days → the view that counts the open ones; both have the same columns.
@@ -26,6 +35,8 @@ COUNTED: dict[Table, str] = {
     daily_flag: "open_day_flag",
     daily_finding: "open_day_finding",
     daily_region: "open_day_region",
+    daily_input: "open_day_input",
+    daily_view: "open_day_view",
 }
 
 #: Days to a transaction. SQLite cannot rank the times of one day without those of all open days, so it takes many at

@@ -548,6 +548,9 @@ segmentation = Table(
     Column("carina_threshold", Float),
     Column("repaired_pixels", Integer, nullable=False),
     Column("voi_policy", String(32), nullable=False),
+    # Of the stored values in the valid area, as shares of their range: what the detector delivered.
+    Column("grey_mean", Float),
+    Column("grey_spread", Float),
     Column("engine", JSON, nullable=False),
     Column("seconds", JSON, nullable=False),
 )
@@ -902,6 +905,41 @@ tracking_run = Table(
     Column("computed", Integer, nullable=False),
 )
 
+#: What needs a person. While it does, there is one row for it; it is closed when the trouble has been gone for a while.
+alert = Table(
+    "alert",
+    metadata,
+    _id(),
+    # What kind of trouble, of worker.monitor.alert_rules.RULES, and whose: a lane, a finding, a station.
+    Column("rule", String(32), nullable=False),
+    Column("subject", String(255), nullable=False),
+    _time("opened_at", now=True),
+    # When it was last seen, and since when it has not been.
+    _time("seen_at", now=True),
+    _time("quiet_since", nullable=True),
+    _time("closed_at", nullable=True),
+    Column("value", Float),
+    Column("threshold", Float),
+    Column("detail", Text, nullable=False, default=""),
+    _time("acknowledged_at", nullable=True),
+    # Somebody said that this is how it is from now on: drift is measured from here.
+    _time("accepted_at", nullable=True),
+    # When the webhook took the news.
+    _time("opening_sent_at", nullable=True),
+    _time("closing_sent_at", nullable=True),
+    CheckConstraint("closed_at IS NULL OR quiet_since IS NOT NULL", name="closed"),
+    # Never doubled.
+    Index(
+        "uq_alert_open",
+        "rule",
+        "subject",
+        unique=True,
+        sqlite_where=text("closed_at IS NULL"),
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+    Index("ix_alert_opened_at", "opened_at"),
+)
+
 #: A row for each time a bundle was built from films and their truth.
 rebuild = Table(
     "rebuild",
@@ -1033,4 +1071,27 @@ daily_region = Table(
     Column("missing_films", Id, nullable=False),
     Column("area_fraction_sum", Float, nullable=False),
     Column("area_fraction_squares", Float, nullable=False),
+)
+
+daily_input = Table(
+    "daily_input",
+    metadata,
+    *_group(),
+    Column("films", Id, nullable=False),
+    Column("grey_films", Id, nullable=False),
+    Column("grey_mean_sum", Float, nullable=False),
+    Column("grey_mean_squares", Float, nullable=False),
+    Column("grey_spread_sum", Float, nullable=False),
+    Column("grey_spread_squares", Float, nullable=False),
+    Column("spacing_films", Id, nullable=False),
+    Column("spacing_sum", Float, nullable=False),
+    Column("spacing_squares", Float, nullable=False),
+)
+
+daily_view = Table(
+    "daily_view",
+    metadata,
+    *_group(),
+    Column("view_position", String(16), primary_key=True),
+    Column("films", Id, nullable=False),
 )

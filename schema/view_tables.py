@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Date, Float, Integer, MetaData, String, Table, Text
 
 from schema.types import Id, UtcDateTime
 
@@ -17,6 +17,7 @@ film_state = Table(
     Column("arrival_id", Id),
     Column("submission_id", Id),
     Column("instance_id", Id),
+    Column("arrived_at", UtcDateTime),
     Column("arrival_state", String),
     Column("job_id", Id),
     Column("state", String),
@@ -84,3 +85,34 @@ latest_dice = Table(
     Column("too_few", Boolean),
     *_interval("dice"),
 )
+
+
+def _drift(name: str, *what: Column[str], counts: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Table:
+    groups = (Column(column, String) for column in ("bundle", "station", "age_band"))
+    columns = (*(Column(each, Id) for each in counts), *(Column(each, Float) for each in numbers))
+    return Table(name, _views, Column("day", Date), *groups, *what, *columns)
+
+
+#: One row per day, bundle, station and age band, or more: what :mod:`worker.monitor.drift` looks at.
+film_drift = _drift("film_drift", counts=("films", "flagged_films", "repaired_films"))
+flag_drift = _drift("flag_drift", Column("rule", String), counts=("flagged_films",))
+score_drift = _drift(
+    "score_drift",
+    Column("finding", String),
+    counts=("films", *(f"tenth_{number}" for number in range(1, 11))),
+    numbers=("mean_probability", "variance", "mean_spread"),
+)
+area_drift = _drift(
+    "area_drift",
+    Column("region", String),
+    counts=("films", "missing_films"),
+    numbers=("mean_area_fraction", "variance"),
+)
+input_drift = _drift(
+    "input_drift",
+    counts=("films", "grey_films", "spacing_films"),
+    numbers=(
+        "mean_grey", "grey_variance", "mean_grey_spread", "grey_spread_variance", "mean_spacing", "spacing_variance",
+    ),
+)  # fmt: skip
+view_drift = _drift("view_drift", Column("view_position", String), counts=("films",))

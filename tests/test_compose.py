@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 SERVER = ROOT / "deploy" / "compose-server.yml"
 LISTENER = ROOT / "deploy" / "compose-listener.yml"
+SERVE = ROOT / "deploy" / "compose-serve.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 SECRETS = "${SECRETS_FOLDER:-./deploy/secrets}"
 PROJECT: dict[str, Any] = yaml.safe_load(COMPOSE.read_text("utf-8"))
@@ -68,7 +69,7 @@ def substituted(words: list[str]) -> list[str]:
     return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(word)) for word in words]
 
 
-@pytest.mark.parametrize("file", [COMPOSE, SERVER, LISTENER], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMPOSE, SERVER, LISTENER, SERVE], ids=lambda file: file.name)
 def test_valid_for_the_compose_specification(file: Path) -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)],
@@ -89,7 +90,9 @@ def test_the_schema_refuses_what_it_should(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["-f", str(SERVER)], ["-f", str(LISTENER)]], ids=["machine", "server", "listener"]
+    "extra",
+    [[], ["-f", str(SERVER)], ["-f", str(LISTENER)], ["-f", str(SERVE)]],
+    ids=["machine", "server", "listener", "serve"],
 )
 def test_docker_compose_accepts_it(extra: list[str], tmp_path: Path) -> None:
     docker = shutil.which("docker")
@@ -115,7 +118,7 @@ def test_what_starts_by_default() -> None:
     assert default == {"redis", "postgres", "migrate", "grants", "engines", "worker"}
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
         "worker-gpu": ["gpu"], "engines-gpu": ["gpu"], "watch": ["watch"], "listener": ["listener"],
-        "trainer": ["trainer"], "delivery": ["delivery"],
+        "trainer": ["trainer"], "delivery": ["delivery"], "serve": ["serve"],
     }  # fmt: skip
 
 
@@ -196,7 +199,7 @@ def test_each_process_has_the_database_role_it_needs() -> None:
     }
     assert {name: file.rpartition("_")[2] for name, file in role.items()} == {
         "migrate": "owner", "worker": "worker", "worker-gpu": "worker", "watch": "intake", "listener": "intake",
-        "engines": "worker", "engines-gpu": "worker", "trainer": "worker", "delivery": "worker",
+        "engines": "worker", "engines-gpu": "worker", "trainer": "worker", "delivery": "worker", "serve": "only",
     }  # fmt: skip
 
 
@@ -233,6 +236,7 @@ def test_commands_are_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     started = {name: service for name, service in OURS.items() if "entrypoint" not in service}
     assert started.keys() == {
         "migrate", "engines", "engines-gpu", "worker", "worker-gpu", "watch", "listener", "delivery", "trainer",
+        "serve",
     }  # fmt: skip
     for service in started.values():
         parse_command(substituted(service["command"]))

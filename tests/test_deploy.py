@@ -57,9 +57,7 @@ def secret(folder: Path, name: str) -> str:
 def test_secrets_are_the_ones_that_compose_mounts(secrets: Path) -> None:
     named = re.findall(r"deploy/secrets\}/([\w.]+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
     made = {file.name for file in secrets.iterdir()}
-    # For a person at the keyboard: no container reads it.
-    assert made - set(named) == {"database_url_read_only"}
-    assert set(named) <= made
+    assert set(named) == made
 
 
 def test_secrets_are_for_their_owner_only(secrets: Path) -> None:
@@ -288,6 +286,36 @@ def test_a_listener_needs_no_more_than_the_intakes_role(as_role: Callable[[str],
                 .values(state="ineligible", code="NOT_A_CHEST", finished_at=database_now())
             )
         assert delete_expired(database, settings, door.spool) == 1
+
+
+@pytest.mark.services
+def test_the_page_needs_no_more_than_the_reading_role(
+    as_role: Callable[[str], None], films: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("starlette")
+    from page_server import serving
+
+    from worker.service import open_database
+
+    as_role("intake")
+    assert carina("submit", str(films))[0] == 0
+    for role, allowed in (("read_only", False), ("worker", True)):
+        as_role(role)
+        settings = load_settings()
+        with open_database(settings) as database:
+            with database.read() as connection:
+                waiting = connection.scalar(text("SELECT max(id) FROM job"))
+            if allowed:
+                with database.write() as connection:
+                    connection.execute(
+                        update(job).where(job.c.id == waiting).values(state="failed", code="NOT_A_CHEST")
+                    )
+            with serving(database, settings) as browser:
+                for path in ("/", "/film/1", "/performance", "/drift", "/queue", "/failed"):
+                    browser.page(path)
+                value = browser.form_value() if allowed else ""
+                answer = browser.post("/failed/retry", job=str(waiting), form_value=value)
+                assert answer.status == (303 if allowed else 403)
 
 
 @pytest.mark.services

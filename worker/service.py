@@ -28,6 +28,7 @@ from worker.inference.bundles import load_bundle
 from worker.inference.engines.backends import BACKENDS
 from worker.inference.swap import Opened, SwappingEngines, reason_of
 from worker.intake.sources import resolve
+from worker.monitor.prometheus import serving_metrics
 from worker.pipeline import Pipeline
 from worker.queue.loop import WorkerLoop, run_solo
 from worker.queue.tasks import consuming
@@ -165,7 +166,18 @@ def run_worker(settings: Settings, *, name: str | None, until_idle: bool) -> Non
         )
         opened.pop_all()
         opened.callback(engines.close)
-        loop = WorkerLoop(settings, database, worker, engines, solo_command=SOLO_COMMAND, announce=announce)
+        metrics = opened.enter_context(
+            serving_metrics(settings, database, worker.name, partial(_what_computes, engines))
+        )
+        loop = WorkerLoop(
+            settings,
+            database,
+            worker,
+            engines,
+            solo_command=SOLO_COMMAND,
+            announce=announce,
+            observe=metrics.observe,
+        )
         with consuming(settings, loop.run_batch, name=worker.name, stop=stop) as end, stop_on_signals(end):
             log.info("worker %s ready: bundle %s", worker.name, engines.serving)
             loop.run(stop, until_idle=until_idle)
@@ -186,6 +198,13 @@ def run_device_workers(settings: Settings, wanted: str, *, name: str | None, arg
     if len(devices) > 1 and not settings.decoders:
         share = {"CARINA_DECODERS": str(max(1, settings.decoder_count // len(devices)))}
         devices = tuple(replace(device, environment={**device.environment, **share}) for device in devices)
+    if settings.metrics_port:
+        devices = tuple(
+            replace(
+                device, environment={**device.environment, "CARINA_METRICS_PORT": str(settings.metrics_port + place)}
+            )
+            for place, device in enumerate(devices)
+        )
     prefix = name or socket.gethostname()
 
     verbose = ["--verbose"] if log.isEnabledFor(logging.INFO) else []
@@ -235,6 +254,14 @@ def default_worker_names() -> Iterator[str]:
     """``host-1``, ``host-2``, ...: the first one free on this machine is taken."""
     host = socket.gethostname()
     return (f"{host}-{number}" for number in range(1, 65))
+
+
+def _what_computes(engines: SwappingEngines) -> dict[str, str]:
+    """Bundle and engine in service, as labels of a metric."""
+    with engines.hold() as processor:
+        found = processor.bundle.engine_description if isinstance(processor, Pipeline) else {}
+        about = {name: str(found.get(name, "")) for name in ("backend", "backend_version", "device", "precision")}
+        return {"bundle": engines.serving, **about}
 
 
 def _does_shadow_jobs(settings: Settings) -> bool:

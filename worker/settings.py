@@ -89,6 +89,35 @@ class Settings:
         0.0, "Days the listener keeps a film's file, and longer until nothing needs it any more; 0 keeps it for ever."
     )
     listen_keep_labelled: str = _setting("yes", "Whether the listener keeps the files of labelled films: yes or no.")
+    serve_address: str = _setting("127.0.0.1", "Address the page is served at.")
+    serve_port: int = _setting(8011, "TCP port of the page; 0 means any that is free.")
+    serve_token: str = _setting(
+        "", "Who knows it sees the page: at least 16 characters; empty makes a new one at each start.", secret=True
+    )
+    serve_open: str = _setting("no", "Whether the page needs no token, on a loopback address only: yes or no.")
+    serve_identifiers: str = _setting(
+        "",
+        "Identifiers the page shows besides keys, separated by commas: accession_number, sop_instance_uid; "
+        "empty shows none.",
+    )
+    serve_pictures: str = _setting(
+        "yes", "Whether the page shows the films themselves, which may bear burnt-in names: yes or no."
+    )
+    alert_wait_icu: float = _setting(1800.0, "Alert when a film of the lane icu has waited for so long; 0 never.")
+    alert_wait_archive: float = _setting(
+        172_800.0, "Alert when a film of the lane archive has waited for so long; 0 never."
+    )
+    alert_no_films: float = _setting(86_400.0, "Alert when no film has come for so long; 0 never.")
+    alert_failures: float = _setting(0.05, "Alert when this share (0-1) of a day's films has failed; 0 never.")
+    alert_disk: int = _setting(5 * _GIB, "Alert when the home folder has less free space; 0 never.")
+    alert_auc_floor: float = _setting(
+        0.0, "Alert when the whole interval of a finding's AUROC lies under it (0-1); 0 never."
+    )
+    webhook_url: str = _setting("", "URL that alerts are sent to (POST, JSON); empty sends none.", secret=True)
+    webhook_secret: str = _setting("", "Key of the HMAC-SHA256 that signs what is sent there.", secret=True)
+    webhook_seconds: float = _setting(300.0, "Alerts are sent no more often than once in so many seconds.")
+    metrics_address: str = _setting("127.0.0.1", "Address of the worker's Prometheus endpoint.")
+    metrics_port: int = _setting(0, "TCP port of the worker's Prometheus endpoint; 0 means none.")
     rules: str = _setting("", "TOML file that says which films are processed; empty means all: docs/pacs.md.")
 
     @property

@@ -4,10 +4,10 @@
 --
 --   carina_worker     carina worker, retry, conflicts accept,  processes films, writes results,
 --                     rebuild, bundle, engine, deliver         learns from both, sends results out
---                     labels, auc --update                     records labels, tracks performance
+--                     labels, auc --update, alerts             records labels, tracks performance, alerts
 --   carina_intake     carina submit, watch, listen             registers files, sees no results
 --   carina_report     dashboards and statistics                results and views, no identity
---   carina_read_only  carina status, failed, export; pg_dump   everything, identity too
+--   carina_read_only  carina status, failed, serve; pg_dump    everything, identity too
 BEGIN;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, carina_worker, carina_intake, carina_report, carina_read_only;
@@ -18,7 +18,7 @@ GRANT USAGE ON SCHEMA public TO carina_worker, carina_intake, carina_report, car
 -- Worker: reads all; results are written once and never changed.
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO carina_worker;
 GRANT INSERT, UPDATE ON
-    job, lease, worker, duty, arrival, instance, bundle_alias, rebuild, delivery, delivery_destination
+    job, lease, worker, duty, arrival, instance, bundle_alias, rebuild, delivery, delivery_destination, alert
     TO carina_worker;
 GRANT INSERT ON
     attempt, segmentation, region_measurement, failure_flag, finding_score, heatmap, bundle, engine, label,
@@ -30,7 +30,7 @@ GRANT INSERT ON label_map, region_dice, tracking_run TO carina_worker;
 GRANT DELETE ON lease, bundle_alias TO carina_worker;
 -- Days are counted anew whenever one of their jobs changes.
 GRANT INSERT, DELETE ON
-    daily_open, daily_lane, daily_film, daily_flag, daily_finding, daily_region
+    daily_open, daily_lane, daily_film, daily_flag, daily_finding, daily_region, daily_input, daily_view
     TO carina_worker;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO carina_worker;
 
@@ -52,12 +52,14 @@ GRANT SELECT ON
     alembic_version, submission, arrival, submission_arrival, instance, job, lease, attempt, worker, bundle,
     bundle_alias, engine, duty, segmentation, region_measurement, failure_flag, finding_score, heatmap, label,
     label_map, region_dice, auc_tracking, dice_tracking, auc_comparison, tracking_run,
-    delivery, delivery_destination, daily_open, daily_lane, daily_film, daily_flag, daily_finding, daily_region
+    delivery, delivery_destination, alert, daily_open, daily_lane, daily_film, daily_flag, daily_finding, daily_region,
+    daily_input, daily_view
     TO carina_report;
 GRANT SELECT ON
     film_state, published_result, overnight_summary, turnaround, backlog, dead_letters, flag_rates, finding_rates,
-    film_drift, flag_drift, score_drift, area_drift, delivery_backlog, latest_auc, latest_dice,
-    open_day_result, open_day_lane, open_day_film, open_day_flag, open_day_finding, open_day_region
+    film_drift, flag_drift, score_drift, area_drift, input_drift, view_drift, delivery_backlog, latest_auc, latest_dice,
+    open_day_result, open_day_lane, open_day_film, open_day_flag, open_day_finding, open_day_region, open_day_input,
+    open_day_view
     TO carina_report;
 
 -- Read-only: for those who may see identity, and for pg_dump, which reads the sequences too.

@@ -42,7 +42,7 @@ PRESCRIBED: dict[str, dict[str, Any]] = {
 }
 
 #: Tables that the first version did not have: who goes back to it loses them.
-TRACKING = {"label_map", "region_dice", "auc_tracking", "dice_tracking", "auc_comparison", "tracking_run"}
+TRACKING = {"label_map", "region_dice", "auc_tracking", "dice_tracking", "auc_comparison", "tracking_run", "alert"}
 YOUNGER = {"label", "rebuild", "delivery", "delivery_destination", *TRACKING, *(table.name for table in COUNTED)}
 
 

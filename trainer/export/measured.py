@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from schema.bundle import FindingThreshold, Manifest, Member
 from trainer.data.store import Samples
@@ -109,7 +110,25 @@ def measure_findings(
         chosen_on = f"the validation part ({len(labels)} films)"
         _, results = write_classification(on_test, Parts(scores, chosen, thresholds, chosen_on))
         shutil.copyfile(on_test.out / CALIBRATION, directory / RELIABILITY)
-    return Findings(temperature, findings, unsettled, _metrics(on_test, results))
+    metrics = {**_metrics(on_test, results), "reference": reference_scores(subject.findings, scores.scores)}
+    return Findings(temperature, findings, unsettled, metrics)
+
+
+def reference_scores(findings: Sequence[str], scores: npt.NDArray[np.floating[Any]]) -> dict[str, list[int]]:
+    """How many films had a probability in each tenth: what a site compares its own nights with (``carina drift``).
+
+    Parameters
+    ----------
+    scores
+        (films, findings): the ensemble's probabilities, 0-1.
+
+    Returns
+    -------
+    Finding → ten counts: below 0.1, from 0.1 to below 0.2, ..., from 0.9 on.
+    """
+    # As the view score_drift counts: from the lower end on, the last with its upper one.
+    edges = np.linspace(0, 1, 11)
+    return {name: np.histogram(scores[:, place], edges)[0].tolist() for place, name in enumerate(findings)}
 
 
 def check_engines(directory: Path, manifest: Manifest) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from worker.film import values
 from worker.film.elements import Elements
+from worker.film.normalise import NormalisedFilm
 from worker.film.prepared import FilmFacts, Observation
 from worker.film.reader import HEADER_TAGS, FilmHeader
 
 _EXPECTED = (("modality", "modality"), ("body_part", "body part"), ("view_position", "view position"))
 
 
-def facts_of(header: FilmHeader, elements: Elements, voi_policy: str) -> tuple[FilmFacts, list[Observation]]:
+def facts_of(header: FilmHeader, elements: Elements, film: NormalisedFilm) -> tuple[FilmFacts, list[Observation]]:
     """Facts without names, record numbers and dates, and the observations on them."""
     observations = []
     found = elements.values.get
@@ -31,6 +32,8 @@ def facts_of(header: FilmHeader, elements: Elements, voi_policy: str) -> tuple[F
         view_position=header.view_position,
         bits_stored=header.bits_stored,
         age_days=header.age_days,
-        voi_policy=voi_policy,
+        voi_policy=film.voi_policy,
+        grey_mean=film.grey_mean,
+        grey_spread=film.grey_spread,
     )
     return facts, observations

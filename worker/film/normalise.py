@@ -25,7 +25,8 @@ class NormalisedFilm:
 
     ``film`` is float32 (rows, columns), 0-1, white is dense, 0 outside the valid area;
     ``valid`` is bool of the same shape, or None when every pixel is valid. Both have the
-    geometry's flips done.
+    geometry's flips done. ``grey_mean`` and ``grey_spread`` are mean and standard deviation of the
+    valid stored values, as shares of their range (0-1).
     """
 
     film: FloatArray
@@ -33,6 +34,8 @@ class NormalisedFilm:
     geometry: Geometry
     voi_policy: str
     observations: tuple[Observation, ...]
+    grey_mean: float
+    grey_spread: float
 
 
 def normalise(stored: StoredPicture, rescale: Rescale, elements: Elements) -> NormalisedFilm:
@@ -61,7 +64,9 @@ def normalise(stored: StoredPicture, rescale: Rescale, elements: Elements) -> No
     film = np.asarray(flipped(film, geometry), np.float32)
     if valid is not None and (geometry.flip_rows or geometry.flip_columns):
         valid = flipped(valid.view(np.uint8), geometry).view(np.bool_)
-    return NormalisedFilm(film, valid, geometry, scale.policy, tuple(observations))
+    return NormalisedFilm(
+        film, valid, geometry, scale.policy, tuple(observations), *_grey_values(histogram, stored.bits, stored.signed)
+    )
 
 
 def _histogram(stored: StoredPicture, valid: BoolArray | None) -> npt.NDArray[np.int64]:
@@ -69,6 +74,17 @@ def _histogram(stored: StoredPicture, valid: BoolArray | None) -> npt.NDArray[np
     counts = count_levels(stored.pixels.view(f"u{stored.pixels.itemsize}"), valid)
     # Negative values wrap to the upper half: bring them back in front.
     return np.roll(counts, -int(np.iinfo(stored.pixels.dtype).min)) if stored.signed else counts
+
+
+def _grey_values(histogram: npt.NDArray[np.int64], bits: int, signed: bool) -> tuple[float, float]:
+    """Mean and standard deviation of the stored values as shares of the range of ``bits``."""
+    lowest = 1 << (bits - 1) if signed else 0
+    # A signed picture's histogram begins at its type's lowest value, not at that of its bits.
+    values = np.arange(len(histogram)) - (len(histogram) // 2 - lowest if signed else 0)
+    used = np.flatnonzero(histogram)
+    counts, shares = histogram[used], values[used] / (1 << bits)
+    mean = float(np.average(shares, weights=counts))
+    return mean, float(np.sqrt(np.average((shares - mean) ** 2, weights=counts)))
 
 
 def _look_up(stored: StoredPicture, scale: GreyScale) -> FloatArray:

@@ -64,7 +64,7 @@ def prepare(source: FilmSource, plan: Plan) -> PreparedFilm:
             rescale = rescale_of(elements, signed=layout.signed)
             digest = content_hash(picture, stored, layout, rescale, elements)
             normalised = normalise(stored, rescale, elements)
-            facts, seen = facts_of(header, elements, normalised.voi_policy)
+            facts, seen = facts_of(header, elements, normalised)
     with _only_film_errors("PREPROCESS_FAILED"), _timed(seconds, "preprocess"):
         tensors = preprocess.apply_plan(plan, normalised.film, normalised.valid)
     return PreparedFilm(

@@ -49,7 +49,9 @@ class Observation:
 class FilmFacts:
     """Header facts that may leave the child: no names, no record numbers, no dates.
 
-    ``age_days`` is the patient's age at the study in days (0-47,450) or None.
+    ``age_days`` is the patient's age at the study in days (0-47,450) or None. ``grey_mean`` and
+    ``grey_spread`` are mean and standard deviation of the stored values in the valid area, before any
+    windowing, as shares of the range of BitsStored (0-1); None where they were not measured.
     """
 
     sop_class_uid: str
@@ -61,6 +63,8 @@ class FilmFacts:
     bits_stored: int
     age_days: int | None
     voi_policy: str
+    grey_mean: float | None = None
+    grey_spread: float | None = None
 
 
 @dataclass(frozen=True)

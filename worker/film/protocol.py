@@ -20,7 +20,7 @@ from worker.film.prepared import FilmFacts, FloatArray, Geometry, Observation, P
 
 #: Of everything said here and of the names of the preprocessing steps. A new child may be started by a worker whose
 #: program has been replaced since.
-PROTOCOL = 2
+PROTOCOL = 3
 
 _LENGTH = struct.Struct("<I")
 MAX_HEADER_BYTES = 16 << 20

@@ -30,6 +30,9 @@ _HOUR = 3600.0
 _DAY = 24 * _HOUR
 #: Whether there are new labels is asked often; with many of them the work is done a piece at a time.
 _TRACKING_SECONDS = 600.0
+_ALERT_SECONDS = 60.0
+#: Nights are judged once they are over; often enough that the morning sees the last one.
+_DRIFT_SECONDS = 4 * _HOUR
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,24 @@ def standard_duties(
 
         return auc_duty(database, reader_policy(settings.readers))
 
+    def alert(database: Database) -> str:
+        from worker.monitor.alerts import alert_duty
+
+        return alert_duty(database, settings)
+
+    def judge_nights(database: Database) -> str:
+        from worker.monitor.alerts import drift_duty
+
+        return drift_duty(database)
+
     return (
         # Two sweeps at once do no harm; none at all would leave a dead worker's films lying.
         Duty("sweep", pause, take_back, limit_seconds=pause),
         Duty("prune", _HOUR, prune),
         Duty("auc", _TRACKING_SECONDS, track),
         Duty("count days", _HOUR, count_ended_days),
+        Duty("drift", _DRIFT_SECONDS, judge_nights),
+        Duty("alerts", _ALERT_SECONDS, alert),
     )
 
 

@@ -72,6 +72,8 @@ class WorkerLoop:
         Called with a message when a batch or the database does not move; must not return.
     disk
         Free space of the home folder.
+    observe
+        Called after each batch with what came of it and the seconds it took.
     clock
         Seconds that only go forward.
     """
@@ -90,6 +92,7 @@ class WorkerLoop:
         extra_duties: Sequence[Duty] = (),
         on_stall: Callable[[str], object] = exit_stalled,
         disk: DiskWatermark | None = None,
+        observe: Callable[[BatchReport, float], object] = lambda report, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -112,6 +115,7 @@ class WorkerLoop:
         )
         self._duties = (*standard_duties(settings, self._keeper.leases, announce), *extra_duties)
         self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
+        self._observe = observe
         self._clock = clock
         self._stop = threading.Event()
         self._over = threading.Event()
@@ -271,6 +275,7 @@ class WorkerLoop:
         return claimed
 
     def _carry_out(self, claimed: Claim, work: Callable[[Batch], None]) -> BatchReport:
+        began = self._clock()
         try:
             with self._keeper.keeping(claimed) as batch:
                 try:
@@ -285,6 +290,7 @@ class WorkerLoop:
                         with suppress(DBAPIError):
                             release(self._database, batch.lease_id)
                     raise
+                self._observe(batch.report, self._clock() - began)
                 return batch.report
         finally:
             if claimed.suspect:

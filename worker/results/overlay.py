@@ -45,8 +45,10 @@ def labels_on(shape: tuple[int, ...], labels: ByteArray) -> ByteArray:
     return to_film_grid(labels, Geometry(shape[0], shape[1]))
 
 
-def region_layer(labels: ByteArray, regions: Iterable[RegionDefinition]) -> ByteArray:
-    """Regions as a transparent layer: filled faintly, outlined strongly.
+def region_layer(
+    labels: ByteArray, regions: Iterable[RegionDefinition], *, fill: float = _FILL_OPACITY, outlines: bool = True
+) -> ByteArray:
+    """Regions as a transparent layer: filled with the opacity ``fill`` (0-1), outlined strongly if ``outlines``.
 
     Parameters
     ----------
@@ -64,7 +66,9 @@ def region_layer(labels: ByteArray, regions: Iterable[RegionDefinition]) -> Byte
         if region.value == 0:
             continue
         mask = np.asarray(labels == region.value, np.uint8)
-        layer[mask > 0] = (*region.colour, round(255 * _FILL_OPACITY))
+        layer[mask > 0] = (*region.colour, round(255 * fill))
+        if not outlines:
+            continue
         # The outline lies inside the region, so that neighbours do not paint over each other.
         inner = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
         layer[(mask > 0) & (inner == 0)] = (*region.colour, round(255 * _LINE_OPACITY))
@@ -95,19 +99,29 @@ def draw_heatmap(picture: ByteArray, activation: ByteArray) -> ByteArray:
     return _blend(picture, layer[..., :3], layer[..., 3:] / 255.0)
 
 
+def jpeg_bytes(picture: ByteArray) -> bytes:
+    """A grey or RGB picture as a JPEG."""
+    shown = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+
+
+def png_bytes(layer: ByteArray) -> bytes:
+    """An RGBA layer as a PNG."""
+    return cv2.imencode(".png", cv2.cvtColor(layer, cv2.COLOR_RGBA2BGRA))[1].tobytes()
+
+
 def jpeg_address(picture: ByteArray) -> str:
     """A grey or RGB picture as a ``data:`` address of a JPEG, for a page without other files."""
-    shown = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return _address("jpeg", cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1])
+    return _address("jpeg", jpeg_bytes(picture))
 
 
 def png_address(layer: ByteArray) -> str:
     """An RGBA layer as a ``data:`` address of a PNG."""
-    return _address("png", cv2.imencode(".png", cv2.cvtColor(layer, cv2.COLOR_RGBA2BGRA))[1])
+    return _address("png", png_bytes(layer))
 
 
-def _address(kind: str, encoded: npt.NDArray[np.uint8]) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode('ascii')}"
+def _address(kind: str, encoded: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"
 
 
 def _blend(picture: ByteArray, colours: npt.NDArray[np.float32], opacity: npt.NDArray[np.float32]) -> ByteArray:

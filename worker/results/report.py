@@ -8,8 +8,7 @@ the database ties to the file for those who may see it.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,23 +16,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import ColumnElement, Connection, func, select, true
 
 from schema import findings as finding_names
 from schema.database import Database
-from schema.findings import Finding
 from schema.queries import seen_by, submission_counts
 from schema.regions import RegionDefinition
-from schema.tables import bundle, failure_flag, finding_score, heatmap, identity, instance, segmentation
+from schema.tables import bundle, identity, instance, segmentation
 from schema.view_tables import film_state
 from worker import __version__
 from worker.errors import CODES, FilmError, sentence
-from worker.findings import flags as flag_rules
 from worker.intake.sources import resolve
 from worker.queue.outcomes import SourceReference
 from worker.results.files import whole_file, writing_to
-from worker.results.masks import DamagedMaskError, decode_array, decode_mask
+from worker.results.film_card import (
+    KEY_DIGITS,
+    FindingBar,
+    FlagGroup,
+    activation,
+    engine_words,
+    finding_bars,
+    flag_groups,
+    leading_finding,
+    read_flags,
+    read_heat,
+    read_scores,
+    template_environment,
+)
+from worker.results.masks import DamagedMaskError, decode_mask
 from worker.results.outputs.stored import regions_of
 from worker.results.overlay import heat_layer, jpeg_address, labels_on, png_address, region_layer, shrink
 from worker.results.result import Flag
@@ -45,30 +55,11 @@ log = logging.getLogger(__name__)
 ReadPicture = Callable[[Path, str | None], npt.NDArray[np.uint8] | None]
 
 REPORT_NAME = "report.html"
-_KEY_DIGITS = 8
 
 #: Why a file that never became a film of its own is listed, and what to do about it.
 _ARRIVAL_WORDS = {
     "conflict": ("The file names itself like a known film but shows another picture.", "Run: carina conflicts list"),
 }
-
-
-@dataclass(frozen=True)
-class FindingBar:
-    """One finding of one film; numbers are 0-1."""
-
-    title: str
-    probability: float
-    threshold: float
-    positive: bool
-
-
-@dataclass(frozen=True)
-class FlagGroup:
-    """Flags of one film about which a person does the same."""
-
-    advice: str
-    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,11 @@ def write_report(
         troubles, troubles_in_all = _troubles(connection, which, limit)
         rows = _film_rows(connection, which, limit)
         jobs = [row.job_id for row in rows]
-        flags, scores, heat = _flags(connection, jobs), _scores(connection, jobs), _heat(connection, jobs)
+        flags, scores, heat = (
+            read_flags(connection, jobs),
+            read_scores(connection, jobs),
+            read_heat(connection, jobs),
+        )
     regions = {row.id: regions_of(row.manifest) for row in bundles}
     cards = []
     for row in rows:
@@ -154,7 +149,7 @@ def write_report(
         if progress:
             progress(len(cards), len(rows))
     page = (
-        _environment()
+        template_environment("worker.results")
         .get_template("report.html.jinja")
         .render(
             made_at=datetime.now(UTC),
@@ -162,7 +157,7 @@ def write_report(
             submission_id=submission_id,
             counts=counts,
             bundles=bundles,
-            engines=sorted({_engine_words(row.engine) for row in rows}),
+            engines=sorted({engine_words(row.engine) for row in rows}),
             legend=_legend(bundles),
             films=cards,
             films_in_all=counts.done,
@@ -173,16 +168,6 @@ def write_report(
     with writing_to(out_dir, "The report"), whole_file(out_dir / REPORT_NAME) as stream:
         stream.write(page)
     return out_dir / REPORT_NAME
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("worker.results"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _bundles(connection: Connection, which: ColumnElement[bool]) -> Sequence[Any]:
@@ -243,29 +228,7 @@ def _trouble(row: Any) -> Trouble:
     words, advice = _ARRIVAL_WORDS.get(row.state, ("The reason is not known to this version.", "Run: carina failed"))
     if row.code in CODES:
         words, advice = sentence(row.code, row.detail), CODES[row.code].advice
-    return Trouble(row.arrival_id, (row.key or "")[:_KEY_DIGITS], row.state, row.code or "", words, advice)
-
-
-def _flags(connection: Connection, jobs: Sequence[int]) -> dict[int, list[Flag]]:
-    flags: dict[int, list[Flag]] = defaultdict(list)
-    for row in connection.execute(
-        select(failure_flag).where(failure_flag.c.job_id.in_(jobs)).order_by(failure_flag.c.id)
-    ):
-        flags[row.job_id].append(
-            Flag(row.rule, row.rule_version, row.source, row.region, row.value, row.threshold, row.detail)
-        )
-    return flags
-
-
-def _scores(connection: Connection, jobs: Sequence[int]) -> dict[int, list[Any]]:
-    scores: dict[int, list[Any]] = defaultdict(list)
-    for row in connection.execute(select(finding_score).where(finding_score.c.job_id.in_(jobs))):
-        scores[row.job_id].append(row)
-    return scores
-
-
-def _heat(connection: Connection, jobs: Sequence[int]) -> dict[int, Any]:
-    return {row.job_id: row for row in connection.execute(select(heatmap).where(heatmap.c.job_id.in_(jobs)))}
+    return Trouble(row.arrival_id, (row.key or "")[:KEY_DIGITS], row.state, row.code or "", words, advice)
 
 
 def _picture(row: Any, settings: Settings, read_picture: ReadPicture) -> npt.NDArray[np.uint8] | None:
@@ -292,17 +255,17 @@ def _card(
 ) -> FilmCard:
     # Without its picture a film is shown as its regions alone.
     shape = (row.height, row.width) if picture is None else picture.shape
-    shown = _leading_finding(scores)
-    activation = _activation(heat, shown) if picture is not None else None
+    shown = leading_finding(scores)
+    warm = activation(heat, shown) if picture is not None else None
     return FilmCard(
         number=row.arrival_id,
-        key=row.key[:_KEY_DIGITS],
-        flags=tuple(_flag_groups(flags)),
-        findings=_bars(scores),
+        key=row.key[:KEY_DIGITS],
+        flags=tuple(flag_groups(flags)),
+        findings=finding_bars(scores),
         picture=None if picture is None else jpeg_address(picture),
         size=(shape[1], shape[0]),
         regions=_region_picture(row, shape, regions),
-        heat=None if activation is None else png_address(heat_layer(activation, shape)),
+        heat=None if warm is None else png_address(heat_layer(warm, shape)),
         heat_title=finding_names.title(shown) if shown else "",
     )
 
@@ -316,42 +279,6 @@ def _region_picture(row: Any, shape: tuple[int, ...], regions: Sequence[RegionDe
     return png_address(region_layer(labels_on(shape, labels), regions))
 
 
-def _activation(heat: Any, finding: str | None) -> npt.NDArray[np.uint8] | None:
-    if heat is None or finding not in heat.findings:
-        return None
-    try:
-        maps = decode_array(heat.maps, (len(heat.findings), heat.height, heat.width))
-    except DamagedMaskError as error:
-        log.error("job %d: %s", heat.job_id, error)
-        return None
-    return maps[heat.findings.index(finding)]
-
-
-def _flag_groups(flags: Sequence[Flag]) -> Iterator[FlagGroup]:
-    """What is wrong before and after clean-up is said once, as after; what needs nobody comes last."""
-    cleaned = {(flag.rule, flag.region) for flag in flags if flag.source == "cleaned"}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for flag in flags:
-        if flag.source != "raw" or (flag.rule, flag.region) not in cleaned:
-            groups[flag_rules.advice(flag)].append(flag_rules.describe(flag))
-    for advice, sentences in sorted(groups.items(), key=lambda group: group[0].startswith("Nothing to do")):
-        yield FlagGroup(advice, tuple(sentences))
-
-
-def _bars(scores: Sequence[Any]) -> tuple[FindingBar, ...]:
-    order = {str(finding): place for place, finding in enumerate(Finding)}
-    ranked = sorted(scores, key=lambda row: (not row.positive, order.get(row.finding, len(order)), row.finding))
-    return tuple(
-        FindingBar(finding_names.title(row.finding), row.probability, row.threshold, row.positive) for row in ranked
-    )
-
-
-def _leading_finding(scores: Sequence[Any]) -> str | None:
-    """The positive finding that is furthest above its threshold; none for a film without one."""
-    positive = [row for row in scores if row.positive and row.finding != Finding.NO_FINDING]
-    return max(positive, key=lambda row: row.probability - row.threshold).finding if positive else None
-
-
 def _legend(bundles: Sequence[Any]) -> list[dict[str, Any]]:
     """Title, colour and origin of each region of the bundles, background left out."""
     legend: dict[tuple[str, str], dict[str, Any]] = {}
@@ -360,9 +287,3 @@ def _legend(bundles: Sequence[Any]) -> list[dict[str, Any]]:
             if region["value"] != 0:
                 legend.setdefault((region["name"], region["origin"]), region)
     return list(legend.values())
-
-
-def _engine_words(engine: dict[str, Any]) -> str:
-    names = (engine.get("backend", "engine"), engine.get("backend_version", ""))
-    parts = (" ".join(names).strip(), engine.get("precision", ""), engine.get("device", ""))
-    return ", ".join(str(part) for part in parts if part)

@@ -69,6 +69,8 @@ def _segmentation(job_id: int, result: FilmResult) -> Row:
         "carina_threshold": _float(segmentation.carina_threshold),
         "repaired_pixels": int(segmentation.repaired_pixels),
         "voi_policy": result.facts.voi_policy,
+        "grey_mean": _float(result.facts.grey_mean),
+        "grey_spread": _float(result.facts.grey_spread),
         "engine": result.engine,
         "seconds": result.seconds,
     }

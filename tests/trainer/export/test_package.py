@@ -25,6 +25,7 @@ from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
 from worker.inference.engines.backends import open_backend
 from worker.inference.engines.base import Precision
 from worker.metrics import youden_threshold
+from worker.monitor.drift_nights import reference_of
 
 MakeRun = Callable[..., Run]
 TRUTH = {"pneumonia": True, "no_finding": False}
@@ -125,6 +126,16 @@ class TestOperatingPoint:
             expected = youden_threshold(truth[:, column] == 1, scores[:, column])
             assert finding.threshold == pytest.approx(expected, abs=2e-5)
         assert manifest.metrics["no_threshold"] == ["bronchitis"]
+
+    def test_the_distribution_of_the_test_films_scores_is_kept(
+        self, bundle: Path, manifest: Manifest, finders: tuple[Run, Run]
+    ) -> None:
+        scores = self.scaled(bundle, manifest, finders, "test")
+        for column, finding in enumerate(manifest.findings):
+            kept = reference_of({"metrics": manifest.metrics}, finding.finding)
+            assert kept is not None and kept.sum() == PARTS["test"]
+            tenths = np.minimum((scores[:, column] * 10).astype(int), 9)
+            assert np.abs(kept - np.bincount(tenths, minlength=10)).sum() <= 2, "an engine may round another way"
 
     def test_figures_are_of_the_test_films(self, bundle: Path, manifest: Manifest, finders: tuple[Run, Run]) -> None:
         scores = self.scaled(bundle, manifest, finders, "test")

@@ -378,3 +378,27 @@ def test_the_same_real_film_in_every_syntax_has_one_content(shared_films: list[P
     same = [path for path in shared_films if "gdcm" in path.name]
     hashes = {prepare(FilmSource(path), {}).content_hash for path in same}
     assert len(same) >= 6 and len(hashes) == 1
+
+
+# What the detector delivered
+
+
+def test_grey_values_are_shares_of_the_stored_range(read_film) -> None:
+    facts = film(read_film).facts
+    assert facts.grey_mean == pytest.approx(A.mean() / 4096)
+    assert facts.grey_spread == pytest.approx(A.std() / 4096)
+
+
+def test_a_changed_gain_is_in_the_grey_values_whatever_the_window_does(read_film, reference: np.ndarray) -> None:
+    half = film(read_film, A // 2, WindowCenter=1024, WindowWidth=2048)
+    assert np.allclose(picture(half), reference, atol=2e-3), "the networks see the same"
+    facts = film(read_film).facts
+    assert half.facts.grey_mean == pytest.approx(facts.grey_mean / 2, rel=0.01)
+    assert half.facts.grey_spread == pytest.approx(facts.grey_spread / 2, rel=0.01)
+
+
+def test_signed_values_count_from_the_lowest(read_film) -> None:
+    signed = (A.astype(np.int32) - 2048).astype(np.int16)
+    facts = film(read_film, signed, PixelRepresentation=1, BitsStored=12, HighBit=11, WindowWidth=4096).facts
+    assert facts.grey_mean == pytest.approx(A.mean() / 4096)
+    assert facts.grey_spread == pytest.approx(A.std() / 4096)

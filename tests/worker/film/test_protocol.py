@@ -20,7 +20,7 @@ def test_a_film_travels_unchanged() -> None:
     tensors = {"a": np.random.default_rng(0).random((1, 3, 4), np.float32), "b": np.zeros((0, 2), np.float32)}
     film = PreparedFilm(
         tensors, Geometry(3, 4, True, False, 0.1, 0.2, "corrected"),
-        FilmFacts("1.2", "1.3", "MONOCHROME1", "DX", "CHEST", "PA", 12, None, "v1:lut"),
+        FilmFacts("1.2", "1.3", "MONOCHROME1", "DX", "CHEST", "PA", 12, None, "v1:lut", 0.25, 0.125),
         "f" * 64, "c" * 64, [Observation("bad_rescale", -1.0, "negative"), Observation("voi_fallback")], {"read": 0.1},
     )  # fmt: skip
     stream = BytesIO()

@@ -28,6 +28,7 @@ from waiting import wait_until
 from schema import tables
 from schema.database import Database, DatabaseVersionError
 from worker.errors import CarinaError, FilmError, MachineError
+from worker.queue.batches import BatchReport
 from worker.queue.duties import Duty
 from worker.queue.invariants import check_invariants
 from worker.queue.leases import sweep
@@ -84,6 +85,14 @@ class TestUntilIdle:
         assert job_states(ledger.database) == dict.fromkeys(ids, "done")
         assert sorted(name for batch in processor.batches for name in batch) == sorted(f"film-{n}" for n in range(50))
         assert check_invariants(ledger.database) == []
+
+    def test_each_batch_is_told_with_what_came_of_it(self, ledger: Ledger) -> None:
+        register_films(ledger.database, [f"film-{number}" for number in range(20)])
+        seen: list[tuple[BatchReport, float]] = []
+        worker_loop = loop(ledger, Scripted(), observe=lambda *told: seen.append(told))
+        worker_loop.run(threading.Event(), until_idle=True)
+        assert sum(report.states["done"] for report, _ in seen) == 20
+        assert all(report.claimed and seconds >= 0 for report, seconds in seen)
 
     def test_waits_for_delayed_films(self, ledger: Ledger) -> None:
         ledger.settings = settings_for(ledger.settings.home, backoff_seconds=0.05)

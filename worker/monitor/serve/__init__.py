@@ -1,0 +1,1 @@
+"""The page people keep open in the morning: ``carina serve``. Reads the database; writes nothing but retries."""
