@@ -112,6 +112,7 @@ UNKNOWN_RULE = FlagRule(1, "Noticed while reading the film: {rule}", "Look at th
 #: Regions that lie over another in the projection, so that its pieces on either side belong
 #: together: the mediastinum continues behind the spine and around the carina. The one place
 #: where our count departs from the paper's words, which would call a correct mask broken.
+#: Post-processing joins the same pieces.
 CONTINUES_BEHIND: dict[str, tuple[str, ...]] = {
     Region.MEDIASTINUM: (Region.SPINE, Region.CARINA),
     Region.SPINE: (Region.CARINA,),

@@ -21,7 +21,9 @@ What the paper leaves open, decided here:
 
 The paper also suggests the same clean-up for every class: ``clean_all_classes``. A pixel
 removed from a class never returns to it and moves on to its next most confident class,
-until every class but background is in one piece. The background is not cleaned: on a
+until every class but background is in one piece. Pieces that meet behind a region lying over
+them are one, as for the flags (:data:`worker.findings.flag_rules.CONTINUES_BEHIND`): the
+mediastinum has a part on either side of the spine. The background is not cleaned: on a
 normal film it lies on both sides of the patient. The carina is settled first, so this
 never adds a carina pixel.
 
@@ -42,6 +44,7 @@ import numpy.typing as npt
 
 from schema.regions import Region, RegionDefinition
 from worker.errors import FilmError
+from worker.findings.flag_rules import CONTINUES_BEHIND
 from worker.findings.shapes import CONNECTIVITY
 from worker.results.result import LabelMap, Segmentation
 
@@ -148,7 +151,12 @@ def postprocess(
         threshold = _settle_carina(cleaned, probabilities, carina, settings)
     if settings.clean_all_classes:
         background = names.index(Region.BACKGROUND) if Region.BACKGROUND in names else None
-        _clean_classes(cleaned, probabilities, [c for c in range(len(names)) if c not in (carina, background)], carina)
+        cleanable = {
+            label: [names.index(over) for over in CONTINUES_BEHIND.get(name, ()) if over in names]
+            for label, name in enumerate(names)
+            if label not in (carina, background)
+        }
+        _clean_classes(cleaned, probabilities, cleanable, carina)
     values = np.array([region.value for region in regions], np.uint8)
     return Segmentation(
         raw=values[winners],
@@ -158,20 +166,22 @@ def postprocess(
     )
 
 
-def largest_component(mask: Mask, weight: FloatArray) -> Mask:
+def largest_component(mask: Mask, weight: FloatArray, over: Mask | None = None) -> Mask:
     """The largest 8-connected component of ``mask``; of equal ones that with more ``weight``.
 
-    Both arrays have shape (height, width). An empty mask stays empty.
+    All arrays have shape (height, width). An empty mask stays empty. Components that touch the same component of
+    ``over`` (what lies over the region) are one.
     """
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=CONNECTIVITY)
+    joined = mask if over is None else mask | over
+    count, labels = cv2.connectedComponents(joined.view(np.uint8), connectivity=CONNECTIVITY)
     if count <= 2:
         return mask
-    areas = statistics[1:, cv2.CC_STAT_AREA]
-    candidates = np.flatnonzero(areas == areas.max()) + 1
+    areas = np.bincount(labels[mask], minlength=count)
+    candidates = np.flatnonzero(areas == areas.max())
     if len(candidates) > 1:
-        weights = np.bincount(labels.ravel(), weights=weight.ravel(), minlength=count)
+        weights = np.bincount(labels[mask], weights=weight[mask], minlength=count)
         candidates = candidates[[int(np.argmax(weights[candidates]))]]
-    result: Mask = labels == candidates[0]
+    result: Mask = (labels == candidates[0]) & mask
     return result
 
 
@@ -226,8 +236,10 @@ def _refill(classes: LabelMap, where: Mask, probabilities: FloatArray, excluded:
         classes[rows, columns] = candidates.argmax(axis=0)
 
 
-def _clean_classes(classes: LabelMap, probabilities: FloatArray, cleanable: Sequence[int], carina: int | None) -> None:
-    """Bring every class of ``cleanable`` into one piece, in place.
+def _clean_classes(
+    classes: LabelMap, probabilities: FloatArray, cleanable: Mapping[int, Sequence[int]], carina: int | None
+) -> None:
+    """Bring every class of ``cleanable`` (class → the classes that lie over it) into one piece, in place.
 
     Terminates: each pass takes at least one (pixel, class) pair out of play, and the
     classes that are not cleaned accept every pixel. Where there is none, a pixel refused by
@@ -239,9 +251,10 @@ def _clean_classes(classes: LabelMap, probabilities: FloatArray, cleanable: Sequ
     changed = True
     while changed:
         changed = False
-        for label in cleanable:
+        for label, over in cleanable.items():
             mask = classes == label
-            rows, columns = np.nonzero(mask & ~largest_component(mask, probabilities[label]))
+            covering = np.isin(classes, over) if over else None
+            rows, columns = np.nonzero(mask & ~largest_component(mask, probabilities[label], covering))
             if not rows.size:
                 continue
             remaining[label, rows, columns] = -np.inf

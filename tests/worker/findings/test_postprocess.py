@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from schema.regions import HOLSTE_REGIONS, RegionDefinition
 from worker.errors import FilmError
+from worker.findings.flag_rules import CONTINUES_BEHIND
 from worker.findings.postprocess import PostprocessSettings, largest_component, postprocess
 from worker.findings.shapes import shape_of
 
@@ -14,6 +16,7 @@ PAPER = PostprocessSettings()
 #: On 32 x 32 this is the paper's range of 5-75 pixels again.
 SMALL = PostprocessSettings(carina_minimum_pixels=5 * 64, carina_maximum_pixels=75 * 64)
 CARINA = 7
+HOLSTE_NAMES = [region.name for region in HOLSTE_REGIONS]
 
 
 def flat(height: int, width: int, label: int = 6) -> np.ndarray:
@@ -126,7 +129,18 @@ class TestComponents:
         assert shape_of(everything.cleaned, 1).components == 1
         assert shape_of(everything.cleaned, 4).components == 1
         assert np.array_equal(everything.raw, labels)
-        assert everything.repaired_pixels == np.count_nonzero(everything.raw != everything.cleaned) > 116
+        assert everything.repaired_pixels == np.count_nonzero(everything.raw != everything.cleaned) == 116
+
+    def test_the_spine_does_not_part_the_mediastinum(self, probabilities_of):
+        labels = np.zeros((256, 256), np.uint8)
+        labels[60:200, 100:156] = 6
+        labels[60:200, 120:136] = 5
+        labels[90:94, 126:130] = CARINA
+        labels[10:14, 10:14] = 6
+        result = postprocess(probabilities_of(labels), HOLSTE_REGIONS, PostprocessSettings(clean_all_classes=True))
+        assert np.array_equal(result.cleaned[60:200, 100:156], labels[60:200, 100:156])
+        assert not (result.cleaned[10:14, 10:14] == 6).any()
+        assert result.repaired_pixels == 16
 
 
 class TestRegionSets:
@@ -223,7 +237,13 @@ def test_invariants(probabilities, clean_all):
     else:
         assert 5 <= shape_of(result.cleaned, CARINA).area <= 75
     if clean_all:
-        assert all(shape_of(result.cleaned, label).components <= 1 for label in range(1, 8))
+        whole = [label for label in range(1, 8) if HOLSTE_REGIONS[label].name not in CONTINUES_BEHIND]
+        assert all(shape_of(result.cleaned, label).components <= 1 for label in whole)
+        for region, covering in CONTINUES_BEHIND.items():
+            own, *over = (HOLSTE_NAMES.index(name) for name in (region, *covering))
+            joined = np.isin(result.cleaned, [own, *over]).view(np.uint8)
+            _, pieces = cv2.connectedComponents(joined, connectivity=8)
+            assert len(np.unique(pieces[result.cleaned == own])) <= 1
     else:
         removed = (result.raw != result.cleaned) & (result.raw == CARINA)
         assert np.array_equal(result.cleaned[removed], probabilities[:CARINA].argmax(axis=0)[removed])
