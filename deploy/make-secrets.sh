@@ -27,15 +27,18 @@ if [ ! -s broker_url ] || [ ! -s redis_acl ]; then
     sed "s/@PASSWORD_SHA256@/$digest/" "$here/redis/users.acl.template" >redis_acl
 fi
 [ -s serve_token ] || random >serve_token
+[ -s webhook_secret ] || random >webhook_secret
+# Alerts are sent to the address you put here; empty sends none.
+[ -e webhook_url ] || : >webhook_url
 [ -s site.key ] || { random && echo; } >site.key
 
 if [ "$(id -u)" = 0 ]; then
-    chown 10001:10001 site.key database_url_* broker_url serve_token
+    chown 10001:10001 site.key database_url_* broker_url serve_token webhook_*
     chown 999:999 postgres_* redis_acl
     chmod 0400 ./*
     # Whoever runs docker compose needs no right to read them: the daemon mounts them.
     chmod 0711 .
 else
-    echo "As root: chown 10001 site.key database_url_* broker_url serve_token; chown 999 postgres_* redis_acl" >&2
+    echo "As root: chown 10001 site.key database_url_* broker_url serve_token webhook_*; chown 999 postgres_* redis_acl" >&2
 fi
 echo "Secrets are in $folder. Back up site.key: without it no film is recognised when it comes again."

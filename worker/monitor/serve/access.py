@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import secrets
 import time
+import traceback
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import CarinaError
 from worker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LEAST_TOKEN = 16
 SESSION_SECONDS = 7 * 86_400
@@ -152,8 +157,12 @@ class Guard:
             session = fresh = self._access.new_session()
         scope.setdefault("state", {})["session"] = session if known or fresh else ""
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
@@ -161,8 +170,17 @@ class Guard:
                     headers.append("Set-Cookie", _set_cookie(request, fresh))
             await send(message)
 
-        answer = await self._answer(request, known or bool(fresh))
-        await (answer or self._app)(scope, receive, send_with_headers)
+        try:
+            answer = await self._answer(request, known or bool(fresh))
+            await (answer or self._app)(scope, receive, send_with_headers)
+        except Exception as error:
+            # The exception's own words may name a film: neither the log nor the page has them.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
+            log.error("The page %s failed: %s", request.url.path, place)
+            if not begun:
+                failure = PlainTextResponse("This page failed; the log says where. Other pages go on.", 500)
+                await failure(scope, receive, send_with_headers)
 
     async def _answer(self, request: Request, known: bool) -> Response | None:
         """An answer for who may not pass or just came in; None where the application answers."""

@@ -17,6 +17,9 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 
 from worker.errors import CODES
 from worker.monitor.alerts import list_alerts
+from worker.monitor.drift import State
+from worker.monitor.drift_charts import BASELINE_NIGHTS, LEAST_FILMS
+from worker.monitor.drift_nights import DriftReport
 from worker.monitor.serve.access import COOKIE, read_form
 from worker.monitor.serve.context import Page
 from worker.monitor.serve.drift import read_drift
@@ -129,7 +132,19 @@ def drift(request: Request) -> Response:
     """What moves without labels."""
     page = _page(request)
     found = page.ask(lambda connection: read_drift(connection, request.query_params))
-    return page.html(request, "drift.html.jinja", found=found)
+    moved: DriftReport | None = page.moved()
+    states = [series.state for series in moved.series] if moved else []
+    return page.html(
+        request,
+        "drift.html.jinja",
+        found=found,
+        moved=moved,
+        signals=[series for series in moved.series if series.state is State.SIGNAL] if moved else [],
+        learning=states.count(State.LEARNING),
+        judged=len(states) - states.count(State.LEARNING),
+        baseline_nights=BASELINE_NIGHTS,
+        least_films=LEAST_FILMS,
+    )
 
 
 def queue(request: Request) -> Response:

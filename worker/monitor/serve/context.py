@@ -18,6 +18,7 @@ from schema.findings import Finding
 from worker import __version__
 from worker.errors import CarinaError
 from worker.findings.flag_rules import RULES
+from worker.monitor.drift_nights import look_at_drift
 from worker.monitor.serve.access import Access
 from worker.monitor.serve.film import age_words
 from worker.monitor.serve.pictures import Pictures
@@ -28,8 +29,8 @@ from worker.results.film_card import template_environment
 from worker.settings import Settings
 
 IDENTIFIERS = ("accession_number", "sop_instance_uid")
-#: How long a list of stations and a look at the queue serve others, too.
-_STATIONS_SECONDS, _QUEUE_SECONDS = 300.0, 1.0
+#: How long a list of stations, a look at the queue and a judgement of the nights serve others, too.
+_STATIONS_SECONDS, _QUEUE_SECONDS, _MOVED_SECONDS = 300.0, 1.0, 900.0
 
 
 class Remembered:
@@ -81,6 +82,7 @@ class Page:
     pictures: Pictures = field(init=False)
     stations: Remembered = field(init=False)
     queue: Remembered = field(init=False)
+    moved: Remembered = field(init=False)
 
     def __post_init__(self) -> None:
         self.identifiers = _identifiers(self.settings)
@@ -90,6 +92,7 @@ class Page:
         self.templates = _templates(signed_in=bool(self.access.token))
         self.pictures = Pictures(self.settings)
         self.stations = Remembered(_STATIONS_SECONDS, lambda: self.ask(stations), behind=True)
+        self.moved = Remembered(_MOVED_SECONDS, lambda: self.ask(look_at_drift), behind=True)
         self.queue = Remembered(_QUEUE_SECONDS, lambda: self.ask(lambda it: read_queue(it, self.settings)))
 
     def ask(self, question: Callable[[Any], Any]) -> Any:

@@ -10,6 +10,7 @@ from stored_films import Films
 from schema.database import Database
 from worker.errors import CarinaError
 from worker.monitor.serve import access as access_module
+from worker.monitor.serve import answers
 from worker.monitor.serve.access import LEAST_TOKEN, SESSION_SECONDS, Access, is_loopback, local_path
 from worker.settings import Settings
 
@@ -71,6 +72,21 @@ def test_every_answer_is_fenced_in(database: Database, guarded: Settings) -> Non
             assert policy.startswith("default-src 'none'") and "unsafe" not in policy
             assert headers["X-Content-Type-Options"] == "nosniff"
             assert headers["Cache-Control"] == ("public, max-age=3600" if "static" in path else "no-store")
+
+
+def test_a_fault_of_ours_is_fenced_in_and_quotes_nobody(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_given: object) -> None:
+        raise RuntimeError("Doe^Jane")
+
+    monkeypatch.setattr(answers, "read_performance", fail)
+    answer = browser.get("/performance")
+    assert answer.status == 500 and "The page failed" not in answer.words and "log says where" in answer.words
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "The page /performance failed: RuntimeError in test_access.py" in caplog.text
+    assert "Doe" not in caplog.text + answer.text
+    assert browser.get("/queue").status == 200
 
 
 def test_nothing_is_loaded_from_elsewhere(browser: Browser) -> None:

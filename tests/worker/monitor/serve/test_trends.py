@@ -6,11 +6,14 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import drift_rows
 import pytest
+from drift_rows import NightRows
 from page_server import Browser
 from stored_films import Films, result
 
 from schema import tables
+from worker.monitor.drift_charts import BASELINE_NIGHTS
 from worker.results.write import write_results
 
 MIDNIGHT = datetime(2026, 3, 8, tzinfo=UTC)
@@ -89,7 +92,31 @@ def test_drift_is_counted_by_day(two_days: Films, browser: Browser) -> None:
     assert "Left lung" in words and "Background" not in words
 
 
+def test_what_detectors_deliver_is_shown(two_days: Films, browser: Browser) -> None:
+    words = browser.page("/drift").words
+    assert "Grey level" in words and "View unknown" in words and ": 2 of 2 films so taken" in words
+    assert "Pixel spacing, mm" in words and "apart on average, 2 films" in words
+    assert "What has moved Nothing can be said yet" in words
+
+
+def test_quiet_nights_are_said_to_be_quiet(films: Films, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    noon = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
+    monkeypatch.setattr(drift_rows, "FIRST", noon - timedelta(days=BASELINE_NIGHTS + 2))
+    NightRows(films).add(range(BASELINE_NIGHTS + 2))
+    assert re.search(r"What has moved Nothing of \d\d series, as of", browser.page("/drift").words)
+
+
+def test_what_has_moved_is_named(films: Films, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    noon = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
+    monkeypatch.setattr(drift_rows, "FIRST", noon - timedelta(days=BASELINE_NIGHTS + 4))
+    rows = NightRows(films)
+    rows.add(range(BASELINE_NIGHTS))
+    rows.add(range(BASELINE_NIGHTS, BASELINE_NIGHTS + 4), gain=1.2)
+    words = browser.page("/drift").words
+    assert re.search(r"What has moved .* all films grey level 0\.4[5-9]\d* 0\.\d+ \+\d+\.\d", words)
+
+
 def test_drift_of_one_station(two_days: Films, browser: Browser) -> None:
     words = browser.page("/drift?station=ROOM1&days=30").words
     assert ": 20.0% on average, 1 film" in words and "40.0%" not in re.sub(r"\d\d+%|interval", "", words)
-    assert ": 1 of" not in words
+    assert not re.search(r": 1 of \d+ films? flagged", words)
