@@ -3,7 +3,7 @@
     python benchmarks/engines.py                                  # U-Net and DenseNet-121 at the papers' sizes
     python benchmarks/engines.py --networks holste_unet resnet101 --rounds 30
     python benchmarks/engines.py --bundle ~/mine/bundle           # a bundle's own networks and variants
-    python benchmarks/engines.py --bundle worker/bundles/phantom-2 --twins /tmp/twins
+    python benchmarks/engines.py --bundle tests/bundles/phantom-2 --twins /tmp/twins
     python benchmarks/engines.py --write docs/gpu-evidence.md     # on a machine with a GPU
 
 Films a second from host memory to host memory, for each batch size, of every backend and precision

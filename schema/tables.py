@@ -31,6 +31,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine.default import DefaultExecutionContext
@@ -588,6 +589,7 @@ failure_flag = Table(
     Column("value", Float),
     Column("threshold", Float),
     Column("detail", Text, nullable=False, default=""),
+    Column("notice", Boolean, nullable=False, default=False, server_default=false()),
     CheckConstraint("source IN ('raw', 'cleaned', 'input', 'result')", name="source"),
     Index("ix_failure_flag_job_id", "job_id"),
     Index("ix_failure_flag_rule", "rule"),

@@ -8,15 +8,20 @@ servers. Where a server cannot be had, the test is skipped and says why.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
+from phantom_bundle import PHANTOM_BUNDLE
 from server_process import ServersUnavailableError
 
 from schema.database import Database
+
+# The first bundle of every home, in the programs that tests start too.
+os.environ["CARINA_BUNDLE"] = str(PHANTOM_BUNDLE)
 
 DIALECTS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
 

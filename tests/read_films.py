@@ -15,6 +15,7 @@ from stored_films import MANIFEST, digest, result
 from schema import tables
 from schema.database import Database
 from schema.types import database_now
+from worker import REVISION
 from worker.intake.scan import submit
 from worker.results.write import write_results
 from worker.settings import Settings
@@ -64,7 +65,7 @@ class ReadFilms:
                 connection.execute(
                     update(tables.job)
                     .where(tables.job.c.id == job)
-                    .values(state="done", bundle_id=self.bundle, revision=1, finished_at=database_now())
+                    .values(state="done", bundle_id=self.bundle, revision=REVISION, finished_at=database_now())
                 )
             write_results(connection, [(job, result(film=size, **stored)) for job in new])
             # Each film's content is its own.

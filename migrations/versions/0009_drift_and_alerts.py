@@ -1,4 +1,4 @@
-"""What detectors deliver, counted by day, and alerts.
+"""What detectors deliver, counted by day, alerts, and flags that ask nothing of anybody.
 
 All days are counted anew at the next occasion. Films read before have no grey values. A database that goes back loses
 the alerts and the grey values.
@@ -51,6 +51,8 @@ def _time(name: str, *, nullable: bool = True) -> sa.Column:
 
 
 def upgrade() -> None:
+    op.add_column("failure_flag", sa.Column("notice", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.execute("UPDATE failure_flag SET notice = true WHERE rule IN ('border_masked', 'header_incomplete')")
     for name in GREY:
         op.add_column("segmentation", sa.Column(name, sa.Float(), nullable=True))
     grey = dict.fromkeys((f"{name}_{what}" for name in GREY for what in ("sum", "squares")), sa.Float())
@@ -92,3 +94,4 @@ def downgrade() -> None:
         op.drop_table(name)
     for name in reversed(GREY):
         op.drop_column("segmentation", name)
+    op.drop_column("failure_flag", "notice")

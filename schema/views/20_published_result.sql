@@ -18,7 +18,7 @@ SELECT
     job.revision AS revision,
     job.generation AS generation,
     -- Not EXISTS: for that PostgreSQL would read the flags of all films.
-    COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id LIMIT 1), 0) AS flagged,
+    COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id AND NOT failure_flag.notice LIMIT 1), 0) AS flagged,
     job.wait_seconds AS wait_seconds,
     job.run_seconds AS run_seconds,
     job.finished_at AS finished_at

@@ -40,7 +40,7 @@ FROM (
             -- Not EXISTS: for that PostgreSQL would read the flags of all films.
             CASE
                 WHEN job.state = 'done'
-                    THEN COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id LIMIT 1), 0)
+                    THEN COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id AND NOT failure_flag.notice LIMIT 1), 0)
                 ELSE 0
             END AS flagged,
             job.wait_seconds AS wait_seconds,

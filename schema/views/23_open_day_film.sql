@@ -9,7 +9,10 @@ SELECT
     COUNT(*) AS films,
     -- Not EXISTS: for that PostgreSQL would read the flags of all films.
     SUM(
-        COALESCE((SELECT 1 FROM failure_flag WHERE failure_flag.job_id = open_day_result.job_id LIMIT 1), 0)
+        COALESCE((
+            SELECT 1 FROM failure_flag
+            WHERE failure_flag.job_id = open_day_result.job_id AND NOT failure_flag.notice LIMIT 1
+        ), 0)
     ) AS flagged_films,
     SUM(CASE WHEN segmentation.repaired_pixels > 0 THEN 1 ELSE 0 END) AS repaired_films,
     COALESCE(SUM(segmentation.repaired_pixels), 0) AS repaired_pixels

@@ -164,6 +164,18 @@ def test_flag_rates_count_films_not_flags(database: Database, films: Films) -> N
     ]
 
 
+def test_a_notice_flags_no_film(database: Database, films: Films) -> None:
+    films.film("done", stored=result(flags=("border_masked",)), finished_at=NIGHT)
+    films.film("done", stored=result(flags=("border_masked", "low_confidence")), finished_at=NIGHT)
+    assert [row["flagged"] for row in rows(database, "film_state", "arrival_id")] == [0, 1]
+    assert [row["flagged"] for row in rows(database, "published_result", "job_id")] == [0, 1]
+    assert [row["flagged"] for row in rows(database, "overnight_summary")] == [1]
+    assert [row["flagged_films"] for row in rows(database, "film_drift")] == [1]
+    assert {row["rule"]: row["flagged_films"] for row in rows(database, "flag_rates")} == {
+        "border_masked": 2, "low_confidence": 1,
+    }  # fmt: skip
+
+
 def test_finding_rates_count_positive_films(database: Database, films: Films) -> None:
     for probability in (0.2, 0.3, 0.5, 0.8):
         films.film("done", stored=result(pneumonia=probability))

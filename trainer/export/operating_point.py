@@ -8,7 +8,8 @@
   threshold stay unmeasured.
 * **Carina**: a class weight above 1 that makes a network learn a region of a few pixels also makes it too
   large. How much its logit is lowered again is then chosen by its Dice. Holste et al. weigh pixels and not
-  classes and settle nothing, so recipes without such a weight are left as they are.
+  classes and settle nothing, so recipes without such a weight are left as they are, and so are those whose
+  post-processing cuts a carina down (``carina_core``).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def stored_thresholds(chosen: Sequence[float]) -> tuple[float, ...]:
 
 
 def weighs_the_carina(recipe: Recipe) -> bool:
-    """Whether the recipe's loss gives the carina a class weight above 1."""
+    """Whether the recipe's loss gives the carina a class weight above 1 and nothing else makes it small again."""
+    if recipe.bundle is not None and recipe.bundle.postprocess.get("carina_core"):
+        return False
     weights = recipe.loss.options.get("class_weights", {})
     return Region.CARINA in recipe.data.regions and weights.get(str(Region.CARINA), 1.0) > 1.0
 

@@ -12,11 +12,13 @@ never hides a failure (Holste et al., section 2.3 and Table 3, count on cleaned 
   pixels together reach ``INTERRUPTION_FRACTION`` of the region's area. Components of the
   region below that fraction do not count: a speck is a piece, not a part. The pairs are data.
   In a region set of lungs alone background is no intruder: heart and diaphragm are background there.
+* Before clean-up pieces and interruptions below ``RAW_FRACTION`` of the region count neither.
 * **holste_failure**: a region is missing, or at least two are disconnected or interrupted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -176,6 +178,8 @@ def _disconnected(view: MapContext) -> list[Flag]:
         if view.shapes[region.name].components < 2:
             continue
         pieces = _pieces(view, region)
+        if view.source == "raw":
+            pieces = pieces[pieces >= table.RAW_FRACTION * pieces.sum()]
         if len(pieces) > 1:
             flags.append(
                 raise_flag(
@@ -217,7 +221,8 @@ def _interrupted(view: MapContext) -> list[Flag]:
         shares = {
             pair: np.count_nonzero(window[between[pair.axis]] == values[pair.intruder]) / shape.area for pair in pairs
         }
-        guilty = {pair: share for pair, share in shares.items() if share >= table.INTERRUPTION_FRACTION}
+        least = table.RAW_FRACTION if view.source == "raw" else table.INTERRUPTION_FRACTION
+        guilty = {pair: share for pair, share in shares.items() if share >= least}
         if guilty:
             flags.append(
                 raise_flag(
@@ -225,7 +230,7 @@ def _interrupted(view: MapContext) -> list[Flag]:
                     view.source,
                     name,
                     value=float(max(guilty.values())),
-                    threshold=table.INTERRUPTION_FRACTION,
+                    threshold=least,
                     detail=f"by {_titles(sorted({pair.intruder for pair in guilty}))}",
                 )
             )
@@ -277,6 +282,9 @@ def _carina_out_of_range(view: MapContext) -> list[Flag]:
     if shape is None or shape.area == 0:
         return []
     smallest, largest = view.film.settings.carina_range((view.labels.shape[0], view.labels.shape[1]))
+    if view.film.settings.carina_core and view.source == "raw":
+        # Such a network's carina is too large by design, and cut down to its core afterwards.
+        largest = math.inf
     return _out_of_range(Rule.CARINA_OUT_OF_RANGE, view.source, Region.CARINA, shape.area, (smallest, largest))
 
 

@@ -25,7 +25,7 @@ from worker.inference.parity import ParityThresholds
 NEVER = "never"
 
 #: The bundle that comes with Carina: trained on synthetic films, for demonstration only.
-PACKAGED_BUNDLE = Path(str(files("worker"))) / "bundles" / "phantom-2"
+PACKAGED_BUNDLE = Path(str(files("worker"))) / "bundles" / "carina-1"
 
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 

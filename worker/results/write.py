@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Table
 from schema import tables
 from schema.bulk import insert_rows
 from worker.film.geometry import RESAMPLER_VERSION
+from worker.findings.flag_rules import is_notice
 from worker.results.masks import MASK_ENCODING, encode_array, encode_mask
 from worker.results.result import FilmResult, FindingScore, Flag, Heatmap, Measurement
 
@@ -106,6 +107,7 @@ def _flag(job_id: int, item: Flag) -> Row:
         "value": _float(item.value),
         "threshold": _float(item.threshold),
         "detail": item.detail,
+        "notice": is_notice(item.rule),
     }
 
 

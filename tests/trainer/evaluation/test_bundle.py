@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from phantom_bundle import PHANTOM_BUNDLE
+
 from schema.bundle import read_manifest
 from trainer.data.records import Dataset, FilmRecord, phantom_dataset
 from trainer.errors import DataError
@@ -19,7 +21,6 @@ from trainer.evaluation import evaluate_bundle
 from trainer.evaluation.evaluate import say_nothing
 from trainer.evaluation.films import read_films, recipe_of, trained_with
 from trainer.recipe import load_recipe
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.metrics import auroc, region_overlaps
 from worker.phantom import make_phantom
 
@@ -57,7 +58,7 @@ def records_of(folder: Path, *, masks: bool = True, findings: bool = True) -> Da
 @pytest.fixture(scope="module")
 def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("evaluation")
-    return evaluate_bundle(PACKAGED_BUNDLE, records_of(folder), "all", out, replicates=50), out
+    return evaluate_bundle(PHANTOM_BUNDLE, records_of(folder), "all", out, replicates=50), out
 
 
 class TestPackagedBundle:
@@ -74,7 +75,7 @@ class TestPackagedBundle:
             assert "Doe" not in report.read_text("utf-8")
 
     def test_takes_thresholds_and_temperature_from_the_bundle(self, measured: tuple[dict, Path]) -> None:
-        manifest = read_manifest(PACKAGED_BUNDLE)
+        manifest = read_manifest(PHANTOM_BUNDLE)
         findings = measured[0]["findings"]
         assert manifest.temperature != 1.0
         assert findings["findings"]["pneumonia"]["threshold"] == manifest.findings[0].threshold
@@ -83,11 +84,11 @@ class TestPackagedBundle:
 
     def test_agrees_with_its_network_run_by_another_engine(self, folder: Path, measured: tuple[dict, Path]) -> None:
         onnxruntime = pytest.importorskip("onnxruntime")
-        manifest = read_manifest(PACKAGED_BUNDLE)
+        manifest = read_manifest(PHANTOM_BUNDLE)
         member = manifest.members_of("segmentation")[0]
         cache = measured[1] / "cache"
         films = read_films(records_of(folder), recipe_of(manifest, member), "all", cache, say_nothing)
-        session = onnxruntime.InferenceSession(str(PACKAGED_BUNDLE / member.onnx), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(PHANTOM_BUNDLE / member.onnx), providers=["CPUExecutionProvider"])
         (probabilities,) = session.run(["probabilities"], {"image": np.asarray(films.pictures, np.float32)})
         found = probabilities.argmax(axis=1).astype(np.uint8)
         dice = [
@@ -98,28 +99,28 @@ class TestPackagedBundle:
         assert measured[0]["masks"]["figures"]["mean_dice"]["value"] == pytest.approx(expected, abs=1e-3)
         classifier = manifest.members_of("classification")[0]
         films = read_films(records_of(folder), recipe_of(manifest, classifier), "all", cache, say_nothing)
-        session = onnxruntime.InferenceSession(str(PACKAGED_BUNDLE / classifier.onnx))
+        session = onnxruntime.InferenceSession(str(PHANTOM_BUNDLE / classifier.onnx))
         (scores,) = session.run(["probabilities"], {"image": np.asarray(films.pictures, np.float32)})
         area = auroc(films.targets[:, 0] == 1, scores[:, 0])
         assert measured[0]["findings"]["findings"]["pneumonia"]["auroc"]["value"] == pytest.approx(area)
 
     def test_without_findings_there_are_only_masks(self, folder: Path, tmp_path: Path) -> None:
-        summary = evaluate_bundle(PACKAGED_BUNDLE, records_of(folder, findings=False), "all", tmp_path, replicates=5)
+        summary = evaluate_bundle(PHANTOM_BUNDLE, records_of(folder, findings=False), "all", tmp_path, replicates=5)
         assert summary["findings"] is None
         assert summary["masks"]["films"] == FILMS
 
     def test_films_that_say_nothing_are_refused(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="neither masks nor findings"):
-            evaluate_bundle(PACKAGED_BUNDLE, records_of(folder, masks=False, findings=False), "all", tmp_path)
+            evaluate_bundle(PHANTOM_BUNDLE, records_of(folder, masks=False, findings=False), "all", tmp_path)
 
     def test_an_unknown_part_is_refused_with_the_nearest(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="did you mean 'test'"):
-            evaluate_bundle(PACKAGED_BUNDLE, records_of(folder), "tests", tmp_path)
+            evaluate_bundle(PHANTOM_BUNDLE, records_of(folder), "tests", tmp_path)
 
 
 class TestFilms:
     def test_a_data_set_of_test_films_only_needs_no_split(self, folder: Path, tmp_path: Path) -> None:
-        manifest = read_manifest(PACKAGED_BUNDLE)
+        manifest = read_manifest(PHANTOM_BUNDLE)
         recipe = recipe_of(manifest, manifest.members_of("segmentation")[0])
         dataset = records_of(folder)
         fixed = replace(dataset, records=tuple(replace(record, part="test") for record in dataset.records[:2]))
@@ -129,7 +130,7 @@ class TestFilms:
 
     def test_otherwise_the_split_is_the_one_the_bundle_learned_by(self, tmp_path: Path) -> None:
         recipe = load_recipe("holste")
-        manifest = read_manifest(PACKAGED_BUNDLE)
+        manifest = read_manifest(PHANTOM_BUNDLE)
         member = manifest.members_of("segmentation")[0]
         assert trained_with(replace(manifest, recipe={}), member) is None
         table = recipe.to_dict()
@@ -159,7 +160,7 @@ class TestFilms:
             cv2.imwrite(str(path), lungs.astype(np.uint8) * 255)
             records.append(replace(record, truth=path, truth_kind="lungs"))
         dataset = replace(drawn, records=tuple(records))
-        summary = evaluate_bundle(PACKAGED_BUNDLE, dataset, "all", tmp_path / "out", replicates=5)["masks"]
+        summary = evaluate_bundle(PHANTOM_BUNDLE, dataset, "all", tmp_path / "out", replicates=5)["masks"]
         truth = {name: region["truth"] for name, region in summary["regions"].items()}
         assert {name for name, origin in truth.items() if origin == "exact"} == {"left_lung", "right_lung"}
         assert set(truth.values()) == {"exact", "derived"}

@@ -14,10 +14,10 @@ pytest.importorskip("torch")
 
 import cv2
 from handmade_runs import FINDINGS, chest_map, column_picture, make_samples, map_picture
+from phantom_bundle import PHANTOM_BUNDLE
 
 from trainer.commands.evaluate import evaluate
 from trainer.errors import RunError
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.phantom import make_phantom
 
 
@@ -92,7 +92,7 @@ class TestBundles:
             cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.rint(phantom.image * 255).astype(np.uint8))
             cv2.imwrite(str(tmp_path / f"labels/{index}.png"), phantom.labels)
         out = tmp_path / "out"
-        result = call(PACKAGED_BUNDLE, "--data", tmp_path, "--part", "all", "--out", out, "--stress", "--films", "1")
+        result = call(PHANTOM_BUNDLE, "--data", tmp_path, "--part", "all", "--out", out, "--stress", "--films", "1")
         assert result.exit_code == 0, result.output
         assert "stress: 1 films, all" in result.stdout
         assert "worst lung dice" in result.stdout
@@ -106,16 +106,16 @@ class TestUsage:
         ("words", "said"),
         [
             ((), "Missing argument"),
-            ((PACKAGED_BUNDLE,), "give --data and --out"),
-            ((PACKAGED_BUNDLE, PACKAGED_BUNDLE, "--data", "phantoms", "--out", "x"), "give one bundle"),
+            ((PHANTOM_BUNDLE,), "give --data and --out"),
+            ((PHANTOM_BUNDLE, PHANTOM_BUNDLE, "--data", "phantoms", "--out", "x"), "give one bundle"),
             (("a", "b"), "give --out"),
             (("a", "--part", "all"), "--part all are for --data"),
             (("a", "--layout", "x"), "--layout and"),
             (("a", "--nonsense"), "No such option"),
             (("a", "--stress"), "package the run first"),
-            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--films", "3"), "--films is for"),
-            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--stress", "--film-size", "h,w"), "--film-size for"),
-            ((PACKAGED_BUNDLE, "--data", "x", "--out", "x", "--shortcuts", "--film-size", "h"), "takes two columns"),
+            ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--films", "3"), "--films is for"),
+            ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--stress", "--film-size", "h,w"), "--film-size for"),
+            ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--shortcuts", "--film-size", "h"), "takes two columns"),
         ],
     )
     def test_wrong_use_ends_with_2(self, words: tuple, said: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from handmade_runs import pixels_of
+from phantom_bundle import PHANTOM_BUNDLE
 
 from schema.bundle import read_manifest
 from schema.regions import REGION_BY_NAME, Region
@@ -24,7 +25,6 @@ from trainer.evaluation import Extras, evaluate_bundle
 from trainer.evaluation.perturbations import PERTURBATIONS
 from trainer.evaluation.stress import BOTH_LUNGS, Night, StressScores, measure_stress, night
 from trainer.evaluation.whole_films import films_to_measure, scored_regions
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.phantom import make_phantom
 
 FILMS = 3
@@ -57,7 +57,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def at_night() -> Iterator[Night]:
-    with night(PACKAGED_BUNDLE) as opened:
+    with night(PHANTOM_BUNDLE) as opened:
         yield opened
 
 
@@ -100,7 +100,7 @@ class TestNumbers:
 
 class TestFilms:
     def test_only_drawn_regions_are_scored(self, phantoms: Dataset) -> None:
-        manifest = read_manifest(PACKAGED_BUNDLE)
+        manifest = read_manifest(PHANTOM_BUNDLE)
         assert len(scored_regions(manifest, phantoms)) == len(manifest.regions) - 1
         from_lungs = replace(phantoms, records=tuple(replace(r, truth_kind="lungs") for r in phantoms.records))
         assert set(scored_regions(manifest, from_lungs)) == {Region.LEFT_LUNG, Region.RIGHT_LUNG}
@@ -125,14 +125,14 @@ class TestFilms:
             replace(second, part="test", truth_kind="", truth=None),
             replace(third, part="train"),
         )
-        films = films_to_measure(read_manifest(PACKAGED_BUNDLE), replace(phantoms, records=records), "test")
+        films = films_to_measure(read_manifest(PHANTOM_BUNDLE), replace(phantoms, records=records), "test")
         assert [record.name for record in films.records] == ["Doe-0", "Doe-1"]
         assert films.with_masks.tolist() == [True, False]
         np.testing.assert_array_equal(films.targets[:, 0], [np.nan, 0.0])
         assert films.known == (0,)
 
     def test_a_few_are_drawn_the_same_way_each_time(self, phantoms: Dataset) -> None:
-        films = films_to_measure(read_manifest(PACKAGED_BUNDLE), phantoms, "all")
+        films = films_to_measure(read_manifest(PHANTOM_BUNDLE), phantoms, "all")
         assert films.some(2, 1).records == films.some(2, 1).records
         assert len(films.some(2, 1).records) == len(films.some(2, 1).targets) == 2
         assert films.some(0, 1).records == films.some(99, 1).records == films.records
@@ -150,7 +150,7 @@ def measured(phantoms: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tup
     out = tmp_path_factory.mktemp("out")
     told: list[tuple[str, int, int]] = []
     summary = evaluate_bundle(
-        PACKAGED_BUNDLE,
+        PHANTOM_BUNDLE,
         replace(phantoms, records=phantoms.records[:1]),
         "all",
         out,

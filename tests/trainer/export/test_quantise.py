@@ -11,19 +11,19 @@ pytest.importorskip("onnxruntime")
 
 import cv2  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
+from phantom_bundle import PHANTOM_BUNDLE  # noqa: E402
 
 from schema.bundle import read_manifest  # noqa: E402
 from trainer.export.onnx_export import read_onnx  # noqa: E402
 from trainer.export.quantise import kept_in_float, quantise  # noqa: E402
 from worker.film import preprocess  # noqa: E402
-from worker.inference.bundles import PACKAGED_BUNDLE  # noqa: E402
 from worker.inference.engines.backends import open_backend  # noqa: E402
 from worker.inference.engines.base import FloatArray, Precision  # noqa: E402
 from worker.inference.parity import Measure, check_parity  # noqa: E402
 from worker.phantom import make_phantom  # noqa: E402
 
-MANIFEST = read_manifest(PACKAGED_BUNDLE)
-PACKAGED = {member.task: PACKAGED_BUNDLE / member.onnx for member in MANIFEST.members}
+MANIFEST = read_manifest(PHANTOM_BUNDLE)
+PACKAGED = {member.task: PHANTOM_BUNDLE / member.onnx for member in MANIFEST.members}
 STEPS = MANIFEST.members[0].preprocess
 
 
@@ -73,7 +73,7 @@ def test_findings_agree(twins: dict[str, Path], films: list[FloatArray]) -> None
 def test_the_parity_gate_finds_the_twins_near(twins: dict[str, Path]) -> None:
     for member in MANIFEST.members:
         engine = open_backend("openvino").compile(twins[member.task], Precision.FP32, threads=1)
-        report = check_parity(engine, member, MANIFEST, PACKAGED_BUNDLE)
+        report = check_parity(engine, member, MANIFEST, PHANTOM_BUNDLE)
         worst = {figure.measure: figure.value for figure in report.figures}
         assert all(figure.value > 0.9 for figure in report.figures if figure.measure is Measure.DICE)
         assert worst.get(Measure.PROBABILITY, 0.0) < 0.01

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from phantom_bundle import PHANTOM_BUNDLE
 from sqlalchemy import select
 from tiny_recipes import FINDINGS, REGIONS, write_recipe
 
@@ -23,13 +24,13 @@ from trainer.rebuild.request import make_request
 from trainer.rebuild.run import NAMES, STAGES, rebuild
 from trainer.training.progress import TrainingProgress
 from worker.errors import FilmError
-from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
+from worker.inference.bundles import load_bundle
 from worker.inference.promotion_metrics import judge_metrics
 from worker.inference.registry import bundle_folder, champion, list_bundles
 from worker.settings import Settings
 
 MakeRequest = Any
-CHAMPION = read_manifest(PACKAGED_BUNDLE).key
+CHAMPION = read_manifest(PHANTOM_BUNDLE).key
 
 
 def rows_of(settings: Settings) -> list[Rebuild]:
@@ -345,6 +346,6 @@ def test_a_bundle_that_is_whole_is_not_packaged_again(settings: Settings, tmp_pa
     from trainer.rebuild.folder import RebuildFolder
 
     folder = RebuildFolder(tmp_path)
-    shutil.copytree(PACKAGED_BUNDLE, folder.bundle)
+    shutil.copytree(PHANTOM_BUNDLE, folder.bundle)
     work: Any = SimpleNamespace(folder=folder)
-    assert stages.packaging(work) == {"bundle": read_manifest(PACKAGED_BUNDLE).key}
+    assert stages.packaging(work) == {"bundle": read_manifest(PHANTOM_BUNDLE).key}

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from phantom_bundle import PHANTOM_BUNDLE
 from sqlalchemy import select
 from tiny_bundle import SIZE, make_bundle
 
@@ -21,7 +22,6 @@ from schema.bundle import read_manifest, sha256_of, write_manifest
 from schema.database import Database
 from schema.regions import Region
 from worker.cli import COMMANDS, main
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.phantom import make_phantom, phantom_dataset
 from worker.settings import load_settings
 
@@ -68,7 +68,7 @@ def table_of(folder: Path) -> list[dict[str, str]]:
 
 def test_from_add_to_rollback(tiny: Path) -> None:
     assert carina("bundle", "list") == (0, "No bundle is registered yet: the first start of a worker does it.\n")
-    code, text = carina("bundle", "add", PACKAGED_BUNDLE, "--promote")
+    code, text = carina("bundle", "add", PHANTOM_BUNDLE, "--promote")
     assert (code, text) == (0, "phantom:2 is in service.\n")
     assert carina("bundle", "add", tiny) == (
         0,
@@ -86,7 +86,7 @@ def test_from_add_to_rollback(tiny: Path) -> None:
 
 
 def test_list_and_show_tell_what_a_bundle_is(tiny: Path, home: Path) -> None:
-    carina("bundle", "add", PACKAGED_BUNDLE)
+    carina("bundle", "add", PHANTOM_BUNDLE)
     code, text = carina("bundle", "list")
     assert code == 0
     assert "candidate" in text
@@ -97,7 +97,7 @@ def test_list_and_show_tell_what_a_bundle_is(tiny: Path, home: Path) -> None:
     assert (home / "bundles").is_dir()
     assert text.rstrip().endswith("model-card.md")
     shown = json.loads(carina("bundle", "show", "phantom:2", "--json")[1])
-    assert shown["manifest"]["temperature"] == read_manifest(PACKAGED_BUNDLE).temperature
+    assert shown["manifest"]["temperature"] == read_manifest(PHANTOM_BUNDLE).temperature
     shutil.rmtree(home / "bundles")
     code, text = carina("bundle", "promote", "phantom:2")
     assert (code, "this machine lacks its files" in text) == (1, True)
@@ -106,7 +106,7 @@ def test_list_and_show_tell_what_a_bundle_is(tiny: Path, home: Path) -> None:
 
 def test_a_bundle_on_trial_from_shadow_jobs_to_promotion(tiny: Path, tmp_path: Path) -> None:
     newer = tmp_path / "newer"
-    shutil.copytree(PACKAGED_BUNDLE, newer)
+    shutil.copytree(PHANTOM_BUNDLE, newer)
     manifest = read_manifest(newer)
     findings = tuple(replace(finding, threshold=1.0) for finding in manifest.findings)
     write_manifest(newer, replace(manifest, name="mine", version="7", findings=findings))
@@ -144,9 +144,9 @@ def test_a_bundle_on_trial_from_shadow_jobs_to_promotion(tiny: Path, tmp_path: P
 
 def test_a_gate_refuses_with_a_sentence_and_force_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = tmp_path / "newer"
-    shutil.copytree(PACKAGED_BUNDLE, newer)
+    shutil.copytree(PHANTOM_BUNDLE, newer)
     write_manifest(newer, replace(read_manifest(newer), name="mine", version="7"))
-    carina("bundle", "add", PACKAGED_BUNDLE, "--promote")
+    carina("bundle", "add", PHANTOM_BUNDLE, "--promote")
     monkeypatch.setenv("CARINA_SHADOW_AGREEMENT", "0.9")
     code, text = carina("bundle", "add", newer, "--promote")
     assert (code, "mine:7 is not put into service. It has read 0 of the films" in text) == (1, True)
@@ -169,7 +169,7 @@ def test_what_cannot_be_added_is_one_sentence(tiny: Path, tmp_path: Path) -> Non
 
 def test_the_next_run_reads_with_the_promoted_bundle(tmp_path: Path) -> None:
     newer = tmp_path / "newer"
-    shutil.copytree(PACKAGED_BUNDLE, newer)
+    shutil.copytree(PHANTOM_BUNDLE, newer)
     write_manifest(newer, replace(read_manifest(newer), name="mine", version="7"))
     assert carina("run", films(tmp_path / "first", range(2)))[0] == 0
     assert carina("bundle", "add", newer, "--promote")[0] == 0
@@ -183,7 +183,7 @@ def test_the_next_run_reads_with_the_promoted_bundle(tmp_path: Path) -> None:
 
 def lungs_only(folder: Path) -> Path:
     """The packaged bundle with all but the lungs made background: a region set of three."""
-    shutil.copytree(PACKAGED_BUNDLE, folder)
+    shutil.copytree(PHANTOM_BUNDLE, folder)
     manifest = read_manifest(folder)
     segmenter = manifest.members_of("segmentation")[0]
     names = [region.name for region in manifest.regions]

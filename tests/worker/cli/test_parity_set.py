@@ -8,10 +8,10 @@ from pathlib import Path
 import dicom_files
 import pytest
 from click.testing import CliRunner
+from phantom_bundle import PHANTOM_BUNDLE
 
 from schema.bundle import read_manifest
 from worker.cli import main
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.inference.site_set import site_films
 
 
@@ -35,7 +35,7 @@ def test_films_are_added_once_and_counted(tmp_path: Path, home: Path) -> None:
         dicom_files.save(dicom_files.make_dataset(dicom_files.chest_pixels(seed=seed)), folder / f"{seed}.dcm")
     assert carina("add", folder)[0] == 0
     # A second network with the same preprocessing shares the pictures.
-    for member in read_manifest(PACKAGED_BUNDLE).members:
+    for member in read_manifest(PHANTOM_BUNDLE).members:
         assert len(site_films(home, member)) == 3
     code, output = carina("add", folder, "--json")
     assert code == 0

@@ -18,10 +18,20 @@ from worker.results.result import FindingScore, Flag
 
 @pytest.fixture(scope="session")
 def flags_of(finish, facts):
-    def run(labels, probabilities=None, regions=HOLSTE_REGIONS, age_days=1200, clean_all_classes=False, **further):
+    def run(
+        labels,
+        probabilities=None,
+        regions=HOLSTE_REGIONS,
+        age_days=1200,
+        clean_all_classes=False,
+        core=False,
+        **further,
+    ):
         probabilities, segmentation, measurements = finish(
-            labels, probabilities, regions, clean_all_classes=clean_all_classes
+            labels, probabilities, regions, clean_all_classes=clean_all_classes, carina_core=core
         )
+        if core:
+            further["settings"] = PostprocessSettings(carina_core=True)
         return evaluate(
             FlagContext(segmentation, measurements, probabilities, regions, facts(age_days=age_days), **further)
         )
@@ -68,7 +78,7 @@ class TestMissing:
 class TestDisconnected:
     def test_one_broken_class_is_no_holste_failure_two_are(self, chest, flags_of):
         labels = chest()
-        labels[5:8, 5:9] = 1
+        labels[5:30, 5:45] = 1
         flags = flags_of(labels)
         assert keys(flags, "disconnected_region") == {(source, "left_lung") for source in BOTH}
         assert one(flags, "disconnected_region", "raw", "left_lung").value == 2
@@ -78,10 +88,16 @@ class TestDisconnected:
         assert (failure.value, failure.threshold) == (2, 2)
         assert "left lung, right lung" in failure.detail
 
-    def test_clean_up_never_hides_a_failure(self, chest, flags_of):
+    def test_specks_count_only_where_no_clean_up_took_them(self, chest, flags_of):
         labels = chest()
         labels[5:8, 5:9] = 1
-        labels[5:8, 240:243] = 2
+        assert keys(flags_of(labels), "disconnected_region") == {("cleaned", "left_lung")}
+        assert not keys(flags_of(labels, clean_all_classes=True), "disconnected_region")
+
+    def test_clean_up_never_hides_a_failure(self, chest, flags_of):
+        labels = chest()
+        labels[5:30, 5:45] = 1
+        labels[5:30, 210:250] = 2
         flags = flags_of(labels, clean_all_classes=True)
         assert keys(flags, "holste_failure") == {("raw", None)}
         assert keys(flags, "disconnected_region") == {("raw", "left_lung"), ("raw", "right_lung")}
@@ -90,6 +106,15 @@ class TestDisconnected:
         labels = chest()
         labels[200:202, 60:62] = 7
         assert keys(flags_of(labels), "disconnected_region") == {("raw", "carina")}
+
+    def test_a_carina_that_is_cut_down_to_its_core_is_not_too_large(self, chest, flags_of, finish):
+        labels = chest()
+        rows, columns = np.nonzero(labels == 7)
+        labels[rows.min() : rows.min() + 30, columns.min() : columns.min() + 4] = 7
+        probabilities, _, _ = finish(labels)
+        probabilities[7] -= np.where(labels == 7, 0.001 * np.arange(256)[:, None], 0).astype(np.float32)
+        assert keys(flags_of(labels, probabilities), "carina_out_of_range") == {(source, "carina") for source in BOTH}
+        assert not keys(flags_of(labels, probabilities, core=True), "carina_out_of_range")
 
     def test_the_mediastinum_continues_behind_the_spine(self, chest, flags_of, finish):
         labels = chest()
@@ -141,7 +166,7 @@ class TestInterrupted:
     def test_value_is_the_share_of_the_regions_own_area(self, chest, flags_of):
         labels = chest()
         labels[110:120, 170:200] = 3
-        flag = one(flags_of(labels), "interrupted_region", "raw", "left_lung")
+        flag = one(flags_of(labels), "interrupted_region", "cleaned", "left_lung")
         assert flag.value == pytest.approx(300 / np.count_nonzero(labels == 1))
         assert "left subdiaphragm" in flag.detail
 

@@ -119,6 +119,31 @@ class TestComponents:
         assert largest_component(mask, weight.astype(np.float32))[5, 5:7].all()
         assert largest_component(mask, 1 - weight.astype(np.float32))[1, 1:3].all()
 
+    def test_a_tall_carina_is_cut_down_to_its_core_when_asked(self):
+        probabilities = flat(256, 256)
+        rows = np.arange(80, 130)
+        probabilities[CARINA, 80:130, 100:104] = (1 - np.abs(rows - 105) / 100)[:, None]
+        probabilities[6, 80:130, 100:104] = 0.01
+        as_paper = clean(probabilities)
+        assert np.count_nonzero(as_paper.cleaned == CARINA) == 200
+        chosen = PostprocessSettings(carina_core=True, carina_maximum_pixels=48)
+        core = np.argwhere(clean(probabilities, chosen).cleaned == CARINA)
+        assert 36 <= len(core) <= 48
+        assert core[:, 0].mean() == pytest.approx(105, abs=0.5)
+        assert (clean(probabilities, chosen).cleaned[80:90, 100:104] != CARINA).all()
+
+    def test_a_carina_in_range_is_its_own_core(self):
+        probabilities = flat(256, 256)
+        probabilities[CARINA, 100:106, 100:106] = 0.99
+        chosen = PostprocessSettings(carina_core=True)
+        assert np.array_equal(clean(probabilities, chosen).cleaned, clean(probabilities).cleaned)
+
+    def test_a_core_of_equal_values_stays_whole(self):
+        probabilities = flat(256, 256)
+        probabilities[CARINA, 100:110, 100:110] = 0.99
+        chosen = PostprocessSettings(carina_core=True)
+        assert np.count_nonzero(clean(probabilities, chosen).cleaned == CARINA) == 100
+
     def test_every_class_when_asked(self, chest, probabilities_of):
         labels = chest()
         labels[10:14, 10:14] = 1

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from phantom_bundle import PHANTOM_BUNDLE
 from tiny_bundle import classification_network, make_bundle, picture, segmentation_network, with_nan_weight
 
 from schema.bundle import BundleError, read_manifest, sha256_of, write_manifest
 from worker.inference import member_engines
-from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
+from worker.inference.bundles import load_bundle
 from worker.inference.cache import SIDECAR_NAME
 from worker.inference.engines import backends
 from worker.inference.engines.base import EngineBuildError, Precision
@@ -478,16 +479,16 @@ def test_unknown_ways_to_build_are_refused(tiny, home, build):
         load_bundle(tiny, home=home, build=build)
 
 
-@pytest.mark.skipif(not (PACKAGED_BUNDLE / "bundle.json").is_file(), reason="the packaged bundle is not there")
+@pytest.mark.skipif(not (PHANTOM_BUNDLE / "bundle.json").is_file(), reason="the packaged bundle is not there")
 class TestPackagedBundle:
     def test_passes_the_gate_in_float32(self, home):
-        bundle = load_bundle(PACKAGED_BUNDLE, home=home, precision="fp32")
+        bundle = load_bundle(PHANTOM_BUNDLE, home=home, precision="fp32")
         assert all(report["passed"] for report in bundle.parity.values())
         assert bundle.engine_description["precision"] == "fp32"
         bundle.close()
 
     def test_every_faster_precision_that_is_not_taken_is_accounted_for(self, home):
-        bundle = load_bundle(PACKAGED_BUNDLE, home=home)
+        bundle = load_bundle(PHANTOM_BUNDLE, home=home)
         assert all(report["passed"] for report in bundle.parity.values())
         order = OpenVinoBackend().supported_precisions()
         for name, precision in bundle.engine_description["members"].items():

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from phantom_bundle import PHANTOM_BUNDLE
 from sqlalchemy import text
 from stored_films import Films, result
 
 from schema import tables
 from schema.bundle import MANIFEST_NAME
 from schema.database import Database
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.monitor import doctor
 from worker.monitor.doctor import CHECKS, Check, examine, information
 from worker.settings import Settings, site_key
@@ -183,7 +183,7 @@ def test_a_check_that_fails_itself_is_told_and_stops_nothing(tmp_path: Path, mon
     assert python.ok == "ok"
 
 
-@pytest.mark.skipif(not (PACKAGED_BUNDLE / MANIFEST_NAME).is_file(), reason="the packaged bundle is not built")
+@pytest.mark.skipif(not (PHANTOM_BUNDLE / MANIFEST_NAME).is_file(), reason="the packaged bundle is not built")
 def test_the_bundle_in_service_is_verified(here: Settings, database: Database, films: Films) -> None:
     with database.write() as connection:
         connection.execute(tables.bundle_alias.delete())
@@ -192,7 +192,7 @@ def test_the_bundle_in_service_is_verified(here: Settings, database: Database, f
         connection.execute(tables.bundle_alias.insert().values(alias="champion", bundle_id=films.bundle))
     assert check(here, "bundle").ok == "fail"
     folder = here.home / "bundles" / doctor_bundle_name(database)
-    shutil.copytree(PACKAGED_BUNDLE, folder)
+    shutil.copytree(PHANTOM_BUNDLE, folder)
     assert check(here, "bundle").ok == "ok"
     next(folder.glob("*.onnx")).write_bytes(b"another network")
     found = check(here, "bundle")

@@ -264,7 +264,7 @@ def _history(connection: Connection, film: int | None) -> tuple[tuple[str, ...],
         return (), ()
     flags = (
         select(func.count(func.distinct(failure_flag.c.rule)))
-        .where(failure_flag.c.job_id == job.c.id)
+        .where(failure_flag.c.job_id == job.c.id, ~failure_flag.c.notice)
         .scalar_subquery()
     )
     rows = connection.execute(

@@ -104,7 +104,7 @@ def read_last_day(connection: Connection) -> LastDay:
     """The first screen's numbers, from the indexes of open work and of the time of ending."""
     flagged = text(
         "SELECT COUNT(*) FROM job WHERE finished_at >= :since AND state = 'done' AND kind = 'process' AND published "
-        "AND EXISTS (SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id)"
+        "AND EXISTS (SELECT 1 FROM failure_flag WHERE failure_flag.job_id = job.id AND NOT failure_flag.notice)"
     )
     row = connection.execute(
         select(

@@ -269,7 +269,7 @@ def _rules(connection: Connection, jobs: Sequence[int]) -> dict[int, tuple[str, 
     found: dict[int, tuple[str, ...]] = {}
     for row in connection.execute(
         select(failure_flag.c.job_id, failure_flag.c.rule, func.min(failure_flag.c.id).label("first"))
-        .where(failure_flag.c.job_id.in_(jobs))
+        .where(failure_flag.c.job_id.in_(jobs), ~failure_flag.c.notice)
         .group_by(failure_flag.c.job_id, failure_flag.c.rule)
         .order_by("first")
     ):

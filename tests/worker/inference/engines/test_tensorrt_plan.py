@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from phantom_bundle import PHANTOM_BUNDLE
 from tiny_bundle import SIZE, VARIANTS, classification_network, segmentation_network
 
 from schema.bundle import read_manifest
-from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.inference.engines.base import EngineBuildError
 from worker.inference.engines.tensorrt_plan import build_plan
 
@@ -44,8 +44,8 @@ def network(
 
 def packaged(task: str) -> Path:
     """The network of the packaged bundle for a task."""
-    (member,) = (member for member in read_manifest(PACKAGED_BUNDLE).members if member.task == task)
-    return PACKAGED_BUNDLE / member.onnx
+    (member,) = (member for member in read_manifest(PHANTOM_BUNDLE).members if member.task == task)
+    return PHANTOM_BUNDLE / member.onnx
 
 
 def test_the_packaged_networks_build_with_their_names_types_and_shapes():
