@@ -57,7 +57,8 @@ class Member:
 
     ``preprocess`` is the ordered list run by ``worker.film.preprocess``; its last shape is
     (``channels``, ``height``, ``width``). A segmentation member has the output
-    ``probabilities`` of shape (batch, regions, height, width), a classification member
+    ``probabilities`` of shape (batch, regions, height, width), of which the highest names a
+    pixel's region, a classification member
     ``probabilities`` (batch, findings) and ``cam`` (batch, findings, h, w), raw and unscaled.
     ``variants`` names files of the same network, same inputs and outputs, written for a precision
     (``"int8"``: an 8-bit graph; ``"fp16"``, ``"bf16"``: strongly typed graphs) or for ``"torch"``.

@@ -40,10 +40,12 @@ def _private(value: str, meaning: str) -> Code:
 
 #: CID 244.
 LEFT, RIGHT = Code("7771000", "SCT", "Left"), Code("24028007", "SCT", "Right")
+BOTH_SIDES = Code("51440002", "SCT", "Bilateral")
 #: CID 7150: the category of every region.
 ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 
 _LUNG = Code("39607008", "SCT", "Lung")
+_CLAVICLE = Code("51299004", "SCT", "Clavicle")
 
 REGION_CODES: dict[str, RegionCode] = {
     Region.LEFT_LUNG: RegionCode(_LUNG, LEFT),
@@ -53,10 +55,11 @@ REGION_CODES: dict[str, RegionCode] = {
     Region.SPINE: RegionCode(Code("421060004", "SCT", "Spine")),
     Region.MEDIASTINUM: RegionCode(Code("72410000", "SCT", "Mediastinum")),
     Region.CARINA: RegionCode(Code("28700002", "SCT", "Carina")),
-    # Regions that bundles from elsewhere know.
-    "heart": RegionCode(Code("80891009", "SCT", "Heart")),
-    "left_clavicle": RegionCode(Code("51299004", "SCT", "Clavicle"), LEFT),
-    "right_clavicle": RegionCode(Code("51299004", "SCT", "Clavicle"), RIGHT),
+    Region.HEART: RegionCode(Code("80891009", "SCT", "Heart")),
+    Region.LEFT_CLAVICLE: RegionCode(_CLAVICLE, LEFT),
+    Region.RIGHT_CLAVICLE: RegionCode(_CLAVICLE, RIGHT),
+    Region.LUNGS: RegionCode(_LUNG, BOTH_SIDES),
+    Region.CLAVICLES: RegionCode(_CLAVICLE, BOTH_SIDES),
 }
 
 FINDING_CODES: dict[str, Code] = {

@@ -746,7 +746,7 @@ label_map = Table(
     # A pseudonym.
     Column("reader", String(64), nullable=False),
     Column("source", String(16), nullable=False),
-    # On the film's own grid, with the values of schema.regions.HOLSTE_REGIONS.
+    # On the film's own grid, with the values of schema.regions.REGIONS.
     Column("height", Integer, nullable=False),
     Column("width", Integer, nullable=False),
     Column("encoding", String(16), nullable=False),

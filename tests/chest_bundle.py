@@ -6,6 +6,7 @@ version made it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from passthrough import chest_labels
 
 from schema.bundle import BundleRegion, FindingThreshold, Manifest, Member, sha256_of, write_manifest
-from schema.regions import HOLSTE_REGIONS
+from schema.regions import HOLSTE_REGIONS, RegionDefinition
 
 SIZE = 64
 REGIONS = len(HOLSTE_REGIONS)
@@ -44,10 +45,13 @@ def _model(name: str, nodes: list, constants: dict[str, np.ndarray], outputs: di
     return model
 
 
-def segmentation_network(version: int, *, regions: int = REGIONS, broken: bool = False) -> onnx.ModelProto:
-    """(batch, 1, 64, 64) → (batch, regions, 64, 64): the version's chest, whatever the picture."""
+def segmentation_network(
+    version: int, *, regions: int = REGIONS, broken: bool = False, labels: np.ndarray | None = None
+) -> onnx.ModelProto:
+    """(batch, 1, 64, 64) → (batch, regions, 64, 64): the version's chest or ``labels``, whatever the picture."""
     sure, rest = np.float32(0.93), np.float32(0.07 / (regions - 1))
-    chest = np.where(labels_of(version) == np.arange(regions)[:, None, None], sure, rest).astype(np.float32)
+    shown = labels_of(version) if labels is None else labels
+    chest = np.where(shown == np.arange(regions)[:, None, None], sure, rest).astype(np.float32)
     if broken:
         chest[0, 0, 0] = np.nan
     nodes = [
@@ -76,10 +80,22 @@ def classification_network(version: int) -> onnx.ModelProto:
     return _model("findings", nodes, constants, outputs)
 
 
-def make_chest_bundle(directory: Path, version: int, *, segmenter: onnx.ModelProto | None = None) -> Path:
-    """Write the bundle ``chest:VERSION``; ``segmenter`` stands in the network's file instead of the right one."""
+def make_chest_bundle(
+    directory: Path,
+    version: int,
+    *,
+    segmenter: onnx.ModelProto | None = None,
+    regions: Sequence[RegionDefinition] = HOLSTE_REGIONS,
+    labels: np.ndarray | None = None,
+) -> Path:
+    """Write the bundle ``chest:VERSION``.
+
+    ``segmenter`` stands in the network's file instead of the right one; ``labels`` are found in every film, with the
+    values of ``regions``.
+    """
     directory.mkdir(parents=True)
-    models = {"regions": segmentation_network(version), "findings": classification_network(version)}
+    masks = segmentation_network(version, regions=len(regions), labels=labels)
+    models = {"regions": masks, "findings": classification_network(version)}
     arrays: dict[str, np.ndarray] = {}
     image = np.random.default_rng(1).random((1, SIZE, SIZE)).astype(np.float16).astype(np.float32)
     for member, model in models.items():
@@ -98,7 +114,7 @@ def make_chest_bundle(directory: Path, version: int, *, segmenter: onnx.ModelPro
             version=str(version),
             created="2026-01-01T00:00:00+00:00",
             description="The same chest for every film. For tests.",
-            regions=tuple(BundleRegion(r.value, r.name, r.title, r.colour, "exact") for r in HOLSTE_REGIONS),
+            regions=tuple(BundleRegion(r.value, r.name, r.title, r.colour, "exact") for r in regions),
             findings=tuple(FindingThreshold(finding, 0.5) for finding in FINDINGS),
             members=tuple(
                 Member(name, task, f"{name}.onnx", 1, SIZE, SIZE, _STEPS)  # type: ignore[arg-type]

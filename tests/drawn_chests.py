@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from schema.regions import REGION_BY_NAME, Region
+from schema.regions import HOLSTE_REGIONS, Region
 from trainer.outlines import DrawnOutlines, Points
 
-VALUE = {region: definition.value for region, definition in REGION_BY_NAME.items()}
+VALUE = {region.name: region.value for region in HOLSTE_REGIONS}
 _FINE = 4
 
 

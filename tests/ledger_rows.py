@@ -15,7 +15,7 @@ from sqlalchemy import Connection, insert, select, update
 from schema import tables
 from schema.database import Database
 from schema.findings import Finding
-from schema.regions import Region
+from schema.regions import HOLSTE_REGIONS
 from schema.tables import PRIORITY, ArrivalState, JobKind, JobState, Lane
 from worker.film.prepared import FilmFacts, Geometry
 from worker.intake.lookups import allocate_ids
@@ -181,7 +181,8 @@ def full_result(content: str, *, scores: int | None = None, ineligible: str | No
         ),
         segmentation=Segmentation(raw=labels, cleaned=cleaned, carina_threshold=0.25, repaired_pixels=9),
         measurements=[
-            Measurement(str(region), 4000, 0.061, None, 1, 0.5, 0.5, (10, 40, 35, 200), 0.97, 0) for region in Region
+            Measurement(str(region.name), 4000, 0.061, None, 1, 0.5, 0.5, (10, 40, 35, 200), 0.97, 0)
+            for region in HOLSTE_REGIONS
         ],
         scores=[
             FindingScore(str(name), 0.25, 0.01, 0.5, False, {"a": 0.24, "b": 0.25, "c": 0.26}) for name in findings

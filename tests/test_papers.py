@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ ROWS = [
 
 
 def test_nothing_is_left_out_of_these_tests():
-    assert len(PLACES) > 60
-    assert len(ROWS) > 60
+    assert len(PLACES) > 100
+    assert len(ROWS) > 100
     assert {len(row) for row in ROWS} == {4}
 
 
@@ -49,6 +50,23 @@ def test_every_row_has_a_status_that_its_places_bear_out(row):
         assert any("ecided" in text for text in texts), "no place of this row says what was decided"
 
 
-def test_every_grid_of_the_trainer_is_listed():
-    grids = {path.name for path in (ROOT / "trainer/recipes").glob("*.toml") if "[grid]" in path.read_text("utf-8")}
-    assert grids == {Path(file).name for file, _ in PLACES if re.search(r"tables?-\d", file)}
+def test_every_recipe_of_a_paper_is_listed():
+    named = {Path(file).name for file, _ in PLACES}
+    commands = set(re.findall(r"carina (?:train|search) ([\w-]+)", TEXT))
+    for path in (ROOT / "trainer/recipes").glob("*.toml"):
+        compares = re.search(r"^\[(grid|search)\]", path.read_text("utf-8"), re.MULTILINE)
+        if compares:
+            assert path.name in named, f"docs/papers.md says nothing of {path.name}"
+            assert path.stem in commands, f"docs/papers.md has no command for {path.stem}"
+
+
+@pytest.mark.parametrize("line", re.findall(r"`(carina [^`]+)`", TEXT))
+def test_every_command_names_a_recipe_and_a_layout(line):
+    words = shlex.split(line)
+    if words[1] in ("train", "search"):
+        text = (ROOT / "trainer/recipes" / f"{words[2]}.toml").read_text("utf-8")
+        assert ("--grid" in words) == ("[grid]" in text)
+        assert (words[1] == "search") == ("[search]" in text)
+    if "--layout" in words:
+        layout = words[words.index("--layout") + 1]
+        assert (ROOT / "trainer/data/layouts" / f"{layout}.toml").is_file()

@@ -1,8 +1,9 @@
-"""Varying training films: the saved copies of Holste et al., and what may vary each time a film is seen.
+"""Varying training films: saved copies (Holste et al.; Wang et al.), and what may vary each time a film is seen.
 
 Both functions take one film, preprocessed to the network's grid, and its label map, and depend on
 nothing but their arguments: same generator state, same result. Pictures are float32
-(channels, height, width) in 0..1 and stay so; labels are uint8 (height, width). Inputs are never
+(channels, height, width) in 0..1 and stay so; labels are uint8 (height, width): label values, or
+bit fields where regions overlap (``data.overlapping``), which move the same way. Inputs are never
 changed; where a setting asks for nothing the input itself comes back.
 
 Geometry is put together into a single map from the new picture to the old one, so every pixel
@@ -56,9 +57,17 @@ _FRACTION_BITS = 4  # OpenCV draws with 1/16 pixel precision
 
 
 def saved_copy(
-    picture: Picture, labels: Labels | None, rng: np.random.Generator, settings: SavedCopiesTable
+    picture: Picture,
+    labels: Labels | None,
+    rng: np.random.Generator,
+    settings: SavedCopiesTable,
+    swaps: Sequence[tuple[int, int]] = (),
 ) -> tuple[Picture, Labels | None]:
-    """One transformed copy of a training film: elastic deformation, then rotation (Holste, section 2.2)."""
+    """One transformed copy of a training film.
+
+    Elastic deformation, then rotation (Holste, section 2.2), then what ``settings.varied`` asks for, as :func:`vary`
+    does it, with its ``swaps``.
+    """
     shape = (picture.shape[1], picture.shape[2])
     displacement = None
     if settings.elastic_alpha:
@@ -66,7 +75,8 @@ def saved_copy(
     turn = np.eye(3)
     if settings.rotation:
         turn = _about_centre(shape, _rotation(np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))))
-    return _resample(picture, labels, turn, displacement)
+    picture, labels = _resample(picture, labels, turn, displacement)
+    return vary(picture, labels, rng, settings.varied, swaps)
 
 
 def simard_field(shape: tuple[int, int], sigma: float, alpha: float, rng: np.random.Generator) -> Field:
@@ -75,11 +85,13 @@ def simard_field(shape: tuple[int, int], sigma: float, alpha: float, rng: np.ran
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), sigma) * np.float32(alpha), np.float32)
 
 
-def side_swaps(regions: Sequence[str], settings: LiveTable) -> tuple[tuple[int, int], ...]:
+def side_swaps(
+    regions: Sequence[str], settings: LiveTable, *, overlapping: bool = False
+) -> tuple[tuple[int, int], ...]:
     """The label values that change places when a film is mirrored, for :func:`vary`.
 
     ``regions`` are the names of label values 0, 1, 2, ...; nothing is swapped where
-    ``settings.flip`` is 0.
+    ``settings.flip`` is 0. Where regions are ``overlapping``, values are bit fields and their bits change places.
 
     Raises
     ------
@@ -96,7 +108,11 @@ def side_swaps(regions: Sequence[str], settings: LiveTable) -> tuple[tuple[int, 
                 "name both or set flip to 0."
             )
     names = list(regions)
-    return tuple((names.index(left), names.index(right)) for left, right in SIDE_PAIRS if left in names)
+    pairs = tuple((names.index(left), names.index(right)) for left, right in SIDE_PAIRS if left in names)
+    if not overlapping:
+        return pairs
+    mirrored = {value: _with_bits_swapped(value, pairs) for value in range(256)}
+    return tuple((value, other) for value, other in mirrored.items() if value < other)
 
 
 def vary(
@@ -224,6 +240,13 @@ def _resample(
     if labels is not None:
         labels = np.asarray(cv2.remap(labels, from_x, from_y, cv2.INTER_NEAREST, borderValue=0), np.uint8)
     return np.stack(planes), labels
+
+
+def _with_bits_swapped(value: int, pairs: Sequence[tuple[int, int]]) -> int:
+    for left, right in pairs:
+        if (value >> left ^ value >> right) & 1:
+            value ^= 1 << left | 1 << right
+    return value
 
 
 def _swapped(labels: Labels, swaps: Sequence[tuple[int, int]]) -> Labels:

@@ -45,7 +45,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from schema.regions import REGION_BY_NAME, Region
+from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, Region
 from trainer.errors import DataError
 from trainer.outlines import (
     CARINA_GRID,
@@ -69,7 +69,7 @@ LARGEST_COVER = 0.25
 #: Least pixels a carina may have on a 256 x 256 grid: the lower end of the paper's reasonable range.
 SMALLEST_CARINA = 5
 
-_VALUE = {region: definition.value for region, definition in REGION_BY_NAME.items()}
+_VALUE = {region.name: region.value for region in HOLSTE_REGIONS}
 _LEAST_ELONGATION = 1.5
 _MIDLINE_LEVELS = 32
 
@@ -276,7 +276,7 @@ def _drop_slivers(labels: LabelMap) -> None:
         if region == Region.BACKGROUND:
             continue
         own = labels == value
-        before = [_VALUE[Region(name)] for name in CONTINUES_BEHIND.get(region, ())]
+        before = [_VALUE[Region(name)] for name in CONTINUES_BEHIND.get(region, ()) if name in _VALUE]
         joined = own | np.isin(labels, before)
         pieces = cv2.connectedComponents(joined.view(np.uint8), connectivity=CONNECTIVITY)[1]
         sizes = np.bincount(pieces[own], minlength=2)

@@ -6,8 +6,8 @@ A data set comes in one of two ways, told apart by whether ``thorax_bottom`` is 
   ``right_lung``, ``spine`` (one outline, or its two edges as lines of the same name), the line
   ``thorax_bottom`` and one point ``carina``. :mod:`trainer.compose_regions` makes regions of them.
 * **Regions** (:func:`region_map`): each shape is named after a region of :mod:`schema.regions` and covers its pixels.
-  Where shapes overlap the one further down this list is seen: subdiaphragms, mediastinum, spine, lungs,
-  carina (a point becomes the same disc as above), background (which cuts out, as a collimator does).
+  Where shapes overlap the one further down this list is seen: subdiaphragms, mediastinum, heart, spine, lungs,
+  clavicles, carina (a point becomes the same disc as above), background (which cuts out, as a collimator does).
 
 Other names are translated by a table given along (label → outline or region, ``""`` to leave a
 label out); capitals, spaces and hyphens do not matter. What is still unknown is refused.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME, Region
+from schema.regions import MERGED, REGION_BY_NAME, Region
 from trainer.annotation_files import DrawnShape, PictureAnnotation, read_annotations
 from trainer.compose_regions import ComposeSettings, LabelMap, compose_regions
 from trainer.errors import DataError
@@ -33,15 +33,18 @@ THORAX_BOTTOM = "thorax_bottom"
 #: What :func:`drawn_outlines` needs.
 OUTLINES: tuple[str, ...] = (Region.LEFT_LUNG, Region.RIGHT_LUNG, Region.SPINE, THORAX_BOTTOM, Region.CARINA)
 
-_KNOWN = (*(str(region.name) for region in HOLSTE_REGIONS), THORAX_BOTTOM)
+_KNOWN = (*(str(name) for name in REGION_BY_NAME if name not in MERGED), THORAX_BOTTOM)
 #: Later ones are painted over earlier ones, as in :func:`trainer.compose_regions.compose_regions`.
 _PAINTED = (
     Region.RIGHT_SUBDIAPHRAGM,
     Region.LEFT_SUBDIAPHRAGM,
     Region.MEDIASTINUM,
+    Region.HEART,
     Region.SPINE,
     Region.RIGHT_LUNG,
     Region.LEFT_LUNG,
+    Region.RIGHT_CLAVICLE,
+    Region.LEFT_CLAVICLE,
     Region.CARINA,
     Region.BACKGROUND,
 )
@@ -57,7 +60,7 @@ def label_map(
 ) -> LabelMap:
     """The picture's label map, composed from boundaries or painted from regions, whichever was drawn.
 
-    Returns uint8 of ``annotation.size`` with the values of :data:`schema.regions.HOLSTE_REGIONS`.
+    Returns uint8 of ``annotation.size`` with the values of :data:`schema.regions.REGIONS`.
     """
     if THORAX_BOTTOM in _by_name(annotation, names):
         return compose_regions(annotation.size, drawn_outlines(annotation, names), settings)

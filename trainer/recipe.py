@@ -3,262 +3,94 @@
 A recipe may start from another (``base``) and say only what differs. Keys nobody knows are
 refused with the nearest one that exists: a misspelt setting must not silently train
 something else. The networks', losses' and augmentations' own options are checked where
-they are built, by the same rule.
+they are built, by the same rule. The tables and their keys are in :mod:`trainer.recipe_tables`.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from schema.bundle import BundleError
 from schema.findings import CHEXPERT_OBSERVATIONS, Finding
-from schema.regions import HOLSTE_REGIONS, LUNGS, REGION_BY_NAME, Region, RegionDefinition
+from schema.regions import LUNGS, REGION_BY_NAME, Region, RegionDefinition
 from trainer.errors import RecipeError
+from trainer.recipe_tables import (
+    KNOWN_REGIONS,
+    AugmentationTable,
+    BundleTable,
+    DataTable,
+    GridCell,
+    GridEnsemble,
+    GridTable,
+    LiveTable,
+    LossTable,
+    NetworkTable,
+    OptimiserTable,
+    SavedCopiesTable,
+    ScheduleTable,
+    SearchRange,
+    SearchTable,
+    SignificanceTable,
+    SplitTable,
+    Table,
+    TrainingTable,
+    nearest,
+    refuse_unknown,
+)
+from trainer.region_losses import REGION_LOSSES
 from worker.film import preprocess
-from worker.findings.postprocess import PostprocessSettings
+
+__all__ = [
+    "KNOWN_FINDINGS",
+    "KNOWN_REGIONS",
+    "RECIPES",
+    "AugmentationTable",
+    "BundleTable",
+    "DataTable",
+    "GridCell",
+    "GridEnsemble",
+    "GridTable",
+    "LiveTable",
+    "LossTable",
+    "NetworkTable",
+    "OptimiserTable",
+    "Recipe",
+    "SavedCopiesTable",
+    "ScheduleTable",
+    "SearchRange",
+    "SearchTable",
+    "SignificanceTable",
+    "SplitTable",
+    "TrainingTable",
+    "check_recipe",
+    "find_recipe",
+    "load_recipe",
+    "nearest",
+    "recipe_names",
+]
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class NetworkTable(_Table):
-    """Which network; ``options`` are its own, ``checkpoint`` a local file of weights to start from."""
-
-    name: str
-    options: dict[str, Any] = {}
-    checkpoint: str = ""
-
-
-class LossTable(_Table):
-    """Which loss; ``pixel_weights`` is one of Holste's maps, ``guidance`` weighs a place head's own loss.
-
-    ``evidence`` weighs the share of a classifier's activation maps that lies outside the lungs, on the films whose
-    lungs are known: what decides shall be seen in the lungs, not beside them. The network itself is never shown them.
-    """
-
-    name: str
-    options: dict[str, Any] = {}
-    pixel_weights: Literal["", "w1", "w2", "w3"] = ""
-    guidance: float = Field(0.0, ge=0)
-    evidence: float = Field(0.0, ge=0)
-
-
-class SplitTable(_Table):
-    """Shares of the patients; ``folds`` > 1 asks for fold ``fold`` (0-based) of a cross-validation instead.
-
-    ``held_out`` also keeps the patients out whose key the database marks as held out
-    (:func:`schema.keys.is_held_out`): they become the test part.
-    """
-
-    train: float = Field(0.70, gt=0, le=1)
-    validation: float = Field(0.15, ge=0, lt=1)
-    test: float = Field(0.15, ge=0, lt=1)
-    folds: int = Field(0, ge=0)
-    fold: int = Field(0, ge=0)
-    held_out: bool = False
-    seed: int = 1
-
-    @model_validator(mode="after")
-    def _whole(self) -> SplitTable:
-        if self.folds == 1 or (self.folds and self.fold >= self.folds):
-            raise ValueError("folds must be 0 or at least 2, and fold below it")
-        if abs(self.train + self.validation + self.test - 1) > 1e-6:
-            raise ValueError("train, validation and test must add up to 1")
-        return self
-
-
-class DataTable(_Table):
-    """What a film's truth is made of; where the films lie is the command line's business.
-
-    ``regions`` are names of label values 0, 1, 2, ... in this order. ``films`` > 0 trains on that many
-    films only, chosen by the split's seed. ``phantoms`` is how many are drawn when the data are phantoms,
-    ``added_phantoms`` how many join the training part of other data.
-    """
-
-    regions: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
-    films: int = Field(0, ge=0)
-    phantoms: int = Field(400, ge=8)
-    added_phantoms: int = Field(0, ge=0)
-    split: SplitTable = SplitTable()
-
-    @field_validator("regions", "findings", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class SavedCopiesTable(_Table):
-    """Transformed copies of each training film, made once: Holste section 2.2.
-
-    ``elastic_sigma`` and ``elastic_alpha`` are pixels of the network's grid, ``rotation`` degrees.
-    """
-
-    copies: int = Field(0, ge=0)
-    elastic_sigma: float = Field(5.0, gt=0)
-    elastic_alpha: float = Field(30.0, ge=0)
-    rotation: float = Field(15.0, ge=0, le=180)
-
-
-class LiveTable(_Table):
-    """Transformations drawn anew each time a film is seen; every one off at 0.
-
-    ``rotation`` degrees; ``shift`` and ``crop`` fractions of the picture's side; ``scale`` relative;
-    ``elastic`` pixels at the network's grid; ``flip`` and the ``*_chance`` probabilities; ``gamma`` in
-    natural-log units; ``window`` fraction of the grey range; ``blur`` and ``noise`` standard
-    deviations in pixels and grey range; ``border`` and ``marker`` probabilities.
-    """
-
-    rotation: float = Field(0.0, ge=0, le=180)
-    shift: float = Field(0.0, ge=0, le=0.5)
-    scale: float = Field(0.0, ge=0, lt=1)
-    crop: float = Field(0.0, ge=0, lt=0.5)
-    elastic: float = Field(0.0, ge=0)
-    flip: float = Field(0.0, ge=0, le=1)
-    gamma: float = Field(0.0, ge=0)
-    window: float = Field(0.0, ge=0, lt=0.5)
-    blur: float = Field(0.0, ge=0)
-    noise: float = Field(0.0, ge=0)
-    border: float = Field(0.0, ge=0, le=1)
-    marker: float = Field(0.0, ge=0, le=1)
-    invert: float = Field(0.0, ge=0, le=1)
-
-
-class AugmentationTable(_Table):
-    """How training films are varied."""
-
-    saved: SavedCopiesTable = SavedCopiesTable()
-    live: LiveTable = LiveTable()
-
-
-class OptimiserTable(_Table):
-    """``rate`` is the learning rate, the highest of a schedule that has a peak; ``momentum`` is SGD's alone."""
-
-    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
-    rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-
-
-class ScheduleTable(_Table):
-    """How the learning rate moves.
-
-    ``cosine`` warms up over ``warm_up`` (share of all steps) and falls to 0; ``triangular`` rises from
-    ``rate * lowest`` to ``rate`` and back once per ``cycle`` epochs (0: once over the training).
-    """
-
-    name: Literal["constant", "cosine", "triangular"] = "constant"
-    warm_up: float = Field(0.05, ge=0, lt=1)
-    lowest: float = Field(0.0, ge=0, lt=1)
-    cycle: int = Field(0, ge=0)
-
-
-class TrainingTable(_Table):
-    """The loop.
-
-    An epoch is one pass over the training films, or ``steps_per_epoch`` batches when that is given.
-    ``patience`` epochs without a better ``monitor`` end the training (0: never); the weights of the
-    best epoch are kept, or the last with ``keep = "last"``. ``ema`` is the decay of an averaged copy of the
-    weights, which is then what is measured and kept (0: none).
-    """
-
-    epochs: int = Field(ge=1)
-    steps_per_epoch: int = Field(0, ge=0)
-    batch_size: int = Field(ge=1)
-    accumulate: int = Field(1, ge=1)
-    patience: int = Field(0, ge=0)
-    monitor: Literal["mean_dice", "lung_dice", "mean_auroc", "loss"] = "loss"
-    keep: Literal["best", "last"] = "best"
-    precision: Literal["32", "bf16", "auto"] = "32"
-    channels_last: bool = False
-    ema: float = Field(0.0, ge=0, lt=1)
-    gradient_clip: float = Field(0.0, ge=0)
-    seed: int = 1
-
-
-class BundleTable(_Table):
-    """The bundle a finished training writes.
-
-    ``members`` name further recipes that are trained too and join it; ``segmentation`` takes the
-    segmentation network of an existing bundle (a directory, or ``packaged``) for a recipe that trains findings only.
-    ``origin`` says how the regions' truth was made (annotated, derived, exact), ``derived`` names those that
-    differ in being derived. ``notes`` say of a region what it means here (:class:`schema.bundle.BundleRegion`).
-    ``postprocess`` are settings of :mod:`worker.findings.postprocess`.
-    """
-
-    name: str
-    version: str = "1"
-    description: str = ""
-    members: tuple[str, ...] = ()
-    segmentation: str = ""
-    origin: Literal["annotated", "derived", "exact"] = "annotated"
-    derived: tuple[str, ...] = ()
-    notes: dict[str, str] = {}
-    postprocess: dict[str, Any] = {}
-
-    @field_validator("postprocess")
-    @classmethod
-    def _known_postprocess(cls, value: dict[str, Any]) -> dict[str, Any]:
-        PostprocessSettings.from_manifest(value)
-        return value
-
-    @field_validator("notes")
-    @classmethod
-    def _known_notes(cls, value: dict[str, str]) -> dict[str, str]:
-        _known("bundle.notes", value, ALL_REGIONS)
-        return value
-
-    @field_validator("members", "derived", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class GridCell(_Table):
-    """One row of a paper's table: what to change, and the paper's own figures (column title → as printed)."""
-
-    label: str
-    set: dict[str, Any] = {}
-    paper: dict[str, str] = {}
-
-
-class GridTable(_Table):
-    """An ablation: the same recipe with the changes of each cell. ``columns`` are what is compared, in order.
-
-    ``ensemble`` asks for one row more, the average of all cells' probabilities, with the paper's figures for it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    ensemble: dict[str, str] = {}
-    cells: tuple[GridCell, ...] = Field(min_length=1)
-
-    @field_validator("columns", "cells", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class Recipe(_Table):
+class Recipe(Table):
     """A checked recipe.
 
     ``preprocess`` is the ordered list that the bundle's member will carry: see
-    :mod:`worker.film.preprocess`; its last shape is (channels, height, width).
+    :mod:`worker.film.preprocess`; its last shape is (channels, height, width). ``{ step = "standardise", from =
+    "training" }`` stands for the mean and the standard deviation of all pixels of the training films after the steps
+    before it (Novikov et al., section III-A); a training puts the numbers in their place (:meth:`measured`). After
+    ``standardise`` only ``channels`` may follow. Films are varied before it, wherever it takes its numbers from.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     description: str
     task: Literal["segmentation", "classification"]
-    paper: Literal["", "holste", "pediatric_classifier"] = ""
+    paper: Literal["", "holste", "novikov", "maga", "wang", "pediatric_classifier"] = ""
     network: NetworkTable
     preprocess: tuple[dict[str, Any], ...]
     data: DataTable
@@ -269,6 +101,7 @@ class Recipe(_Table):
     training: TrainingTable
     bundle: BundleTable | None = None
     grid: GridTable | None = None
+    search: SearchTable | None = None
 
     @field_validator("preprocess", mode="before")
     @classmethod
@@ -279,31 +112,95 @@ class Recipe(_Table):
     def _consistent(self) -> Recipe:
         channels, height, width = self.input_shape
         try:
-            preprocess.check(self.preprocess, channels, height, width)
+            preprocess.check(_with_statistics(self.preprocess, 0.0, 1.0), channels, height, width)
         except BundleError as error:
             raise ValueError(str(error)) from None
-        varied = self.augmentation.live != LiveTable() or self.augmentation.saved.copies > 0
-        if varied and any(step["step"] == "standardise" for step in self.preprocess):
+        names = [step["step"] for step in self.preprocess]
+        if "standardise" in names and set(names[names.index("standardise") + 1 :]) - {"channels"}:
             raise ValueError(
-                "augmentation needs grey values from 0 to 1, which the standardise step of preprocess takes away: "
-                "leave that step out (batch normalisation does its work), or give no augmentation"
+                "preprocess: after standardise only channels may follow, because films are varied before it on the "
+                "network's grid: put it behind the other steps"
             )
+        self._check_channels()
         if self.task == "segmentation":
-            _known("data.regions", self.data.regions, ALL_REGIONS)
+            refuse_unknown("data.regions", self.data.regions, KNOWN_REGIONS)
             if len(self.data.regions) < 2 or self.data.regions[0] != "background":
                 raise ValueError("data.regions must start with background and name at least one region more")
             if self.loss.evidence:
                 raise ValueError("loss.evidence is for classifiers: a segmentation network has no activation maps")
         else:
+            if self.training.progression:
+                raise ValueError("training.progression keeps pictures of regions: set it to false")
             if self.loss.evidence and self.loss.guidance:
                 raise ValueError("loss.evidence and loss.guidance both say where to look: give one of them")
-            _known("data.findings", self.data.findings, KNOWN_FINDINGS)
+            refuse_unknown("data.findings", self.data.findings, KNOWN_FINDINGS)
             if not self.data.findings:
                 raise ValueError("data.findings must name at least one finding")
         monitors = {"segmentation": ("mean_dice", "lung_dice", "loss"), "classification": ("mean_auroc", "loss")}
         if self.training.monitor not in monitors[self.task]:
             raise ValueError(f"training.monitor of a {self.task} recipe is {' or '.join(monitors[self.task])}")
         return self
+
+    def _check_channels(self) -> None:
+        """What activation, loss and truth ask of each other."""
+        mixed, overlapping = self.augmentation.mixup > 0, self.data.overlapping
+        if self.task == "classification":
+            for key, given in (
+                ("network.activation", self.network.activation != "softmax"),
+                ("augmentation.mixup", mixed),
+                ("data.overlapping", overlapping),
+            ):
+                if given:
+                    raise ValueError(f"{key} is for segmentation: leave it out of a recipe that learns findings")
+            return
+        kind = REGION_LOSSES.get(self.loss.name)
+        if kind and self.network.activation not in kind.activations:
+            fitting = [name for name, other in REGION_LOSSES.items() if self.network.activation in other.activations]
+            raise ValueError(
+                f"loss.name: {self.loss.name} is not for network.activation = {self.network.activation!r}: "
+                f"choose {' or '.join(kind.activations)} there, or one of the losses {', '.join(fitting)}"
+            )
+        for key, given in (("augmentation.mixup", mixed), ("data.overlapping", overlapping)):
+            if not given:
+                continue
+            if kind and not kind.soft:
+                fitting = [name for name, other in REGION_LOSSES.items() if other.soft]
+                raise ValueError(
+                    f"{key} gives pixels more than one region, and the loss {self.loss.name} takes one for each pixel: "
+                    f"choose one of {', '.join(fitting)}"
+                )
+            if self.loss.pixel_weights:
+                raise ValueError(f"loss.pixel_weights needs one region for each pixel: leave it or {key} out")
+        if overlapping and len(self.data.regions) > 8:
+            raise ValueError("data.overlapping keeps seven regions beside the background at most: leave some out")
+        if overlapping and self.network.activation == "softmax":
+            raise ValueError(
+                "data.overlapping lets a pixel belong to several regions, which softmax cannot answer: set "
+                "network.activation to 'sigmoid'"
+            )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the mean and standard deviation of the training films are still to be put into ``preprocess``."""
+        return any("from" in step for step in self.preprocess)
+
+    @property
+    def before_statistics(self) -> Recipe:
+        """The same without the ``standardise`` step: what the statistics are taken of."""
+        steps = tuple(step for step in self.preprocess if step["step"] != "standardise")
+        return self.model_copy(update={"preprocess": steps})
+
+    def measured(self, mean: float, std: float) -> Recipe:
+        """The recipe with these numbers where it says ``from = "training"``."""
+        return self.model_copy(update={"preprocess": _with_statistics(self.preprocess, mean, std)})
+
+    @property
+    def standardisation(self) -> tuple[float, float]:
+        """Mean and standard deviation that pictures are standardised by; (0, 1) where they are not."""
+        for step in self.preprocess:
+            if step["step"] == "standardise":
+                return float(step["mean"]), float(step["std"])
+        return 0.0, 1.0
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -330,20 +227,43 @@ class Recipe(_Table):
         return (Region.BACKGROUND.value, *(lung.value for lung in LUNGS)) if self.loss.evidence else None
 
     @property
+    def has_background(self) -> bool:
+        """Whether a segmentation network has a channel for the background.
+
+        Under ``sigmoid`` only where the loss asks for it: Novikov's cross-entropy, section III-C.
+        """
+        if self.network.activation == "softmax":
+            return True
+        kind = REGION_LOSSES.get(self.loss.name)
+        return kind is not None and kind.background
+
+    @property
     def outputs(self) -> int:
-        """Channels or logits of the network: regions or findings."""
-        return len(self.data.regions if self.task == "segmentation" else self.data.findings)
+        """Channels or logits of the network: regions, with or without the background, or findings."""
+        if self.task == "classification":
+            return len(self.data.findings)
+        return len(self.data.regions) - (not self.has_background)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out: what a run folder keeps as ``recipe.toml``."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-#: All eight, in the order of their label values.
-ALL_REGIONS: tuple[str, ...] = tuple(str(region.name) for region in HOLSTE_REGIONS)
-
 #: The ten pediatric findings, and what a pre-training on adult films learns instead.
 KNOWN_FINDINGS: tuple[str, ...] = tuple(dict.fromkeys([*(str(finding) for finding in Finding), *CHEXPERT_OBSERVATIONS]))
+
+
+def _with_statistics(steps: tuple[dict[str, Any], ...], mean: float, std: float) -> tuple[dict[str, Any], ...]:
+    """The steps with these numbers in place of ``from = "training"``."""
+    found = []
+    for step in steps:
+        if step.get("step") == "standardise" and "from" in step:
+            if step != {"step": "standardise", "from": "training"}:
+                raise ValueError('preprocess: standardise takes mean and std, or from = "training" and nothing else')
+            found.append({"step": "standardise", "mean": mean, "std": std})
+        else:
+            found.append(step)
+    return tuple(found)
 
 
 def recipe_names() -> list[str]:
@@ -395,13 +315,6 @@ def find_recipe(reference: str | Path) -> Path:
     return packaged
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or the list of what exists when nothing is near."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names) or 'none'}"
-
-
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"Recipe {path.name} starts from itself: correct its base.")
@@ -414,7 +327,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return table
     beside = path.parent / f"{base}.toml"
     below = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
-    for alone in ("name", "grid", "bundle"):  # what a recipe is called, compares or ships is not inherited
+    for alone in ("name", "grid", "search", "bundle"):  # what a recipe is called, compares or ships is not inherited
         below.pop(alone, None)
     return _merge(below, table)
 
@@ -471,9 +384,3 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         if model is None:
             return []
     return list(model.model_fields)
-
-
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{what} has no {name!r}{nearest(name, known)}")

@@ -8,7 +8,7 @@ from pydicom.sr._concepts_dict import concepts
 from schema import codes
 from schema.codes import PRIVATE_SCHEME, Code, finding_code, region_code
 from schema.findings import CHEXPERT_OBSERVATIONS, Finding
-from schema.regions import HOLSTE_REGIONS, Region
+from schema.regions import REGIONS, Region
 
 ALL: list[Code] = [
     *(value for value in vars(codes).values() if isinstance(value, Code)),
@@ -35,7 +35,7 @@ def test_a_standard_code_means_what_the_standard_says(code: Code) -> None:
 
 
 def test_every_region_and_finding_has_a_code_of_its_own() -> None:
-    named = [region_code(region.name) for region in HOLSTE_REGIONS if region.name != Region.BACKGROUND]
+    named = [region_code(region.name) for region in REGIONS if region.name != Region.BACKGROUND]
     assert len(set(named)) == len(named)
     found = [finding_code(finding) for finding in Finding]
     assert len({code.value for code in found}) == len(Finding) == len(set(found))
@@ -72,3 +72,4 @@ def test_sides_are_told_by_the_modifier_or_by_the_structure() -> None:
     assert region_code(Region.RIGHT_LUNG).laterality == codes.RIGHT
     assert "Left" in region_code(Region.LEFT_SUBDIAPHRAGM).structure.meaning
     assert region_code(Region.SPINE).laterality is None
+    assert region_code(Region.CLAVICLES) == (region_code(Region.LEFT_CLAVICLE).structure, codes.BOTH_SIDES)

@@ -102,6 +102,16 @@ class TestSavedCopy:
             _, turned = saved_copy(labels[None].astype(np.float32), labels, generator(seed), table)
             assert np.count_nonzero(turned) == pytest.approx(np.count_nonzero(labels), rel=0.01)
 
+    def test_further_transformations_come_after(self) -> None:
+        """The five-fold set of Wang et al."""
+        picture, labels = film()
+        varied = LiveTable(rotation=10.0, shift=0.05, scale=0.1, gamma=0.2)
+        copy, moved = saved_copy(picture, labels, generator(4), STILL.model_copy(update={"varied": varied}))
+        expected = vary(picture, labels, generator(4), varied)
+        np.testing.assert_array_equal(copy, expected[0])
+        np.testing.assert_array_equal(moved, expected[1])
+        assert not np.array_equal(copy, picture)
+
     def test_outside_is_black_and_background(self) -> None:
         table = SavedCopiesTable(elastic_alpha=0.0, rotation=15.0)
         seed = next(seed for seed in range(20) if abs(generator(seed).uniform(-15, 15)) > 10)
@@ -217,6 +227,16 @@ class TestGeometry:
         assert side_swaps(regions, LiveTable(flip=0.5)) == ((3, 1),)
         assert side_swaps(NAMES, LiveTable(flip=0.5)) == ((1, 2), (3, 4))
         assert side_swaps(NAMES, LiveTable()) == ()
+
+    def test_bits_swap_where_regions_overlap(self) -> None:
+        flip = LiveTable(flip=1.0)
+        names = ["background", "heart", Region.LEFT_LUNG, Region.RIGHT_LUNG]
+        swaps = side_swaps(names, flip, overlapping=True)
+        labels = np.array([[0, 2, 4, 8, 2 | 4, 2 | 8, 4 | 8, 14]], np.uint8)
+        picture = np.zeros((1, *labels.shape), np.float32)
+        _, mirrored = vary(picture, labels, generator(), flip, swaps)
+        assert mirrored is not None
+        assert mirrored[:, ::-1].tolist() == [[0, 2, 8, 4, 2 | 8, 2 | 4, 4 | 8, 14]]
 
     def test_one_side_alone_cannot_be_mirrored(self) -> None:
         with pytest.raises(RecipeError, match=r"flip.*left_lung and right_lung"):

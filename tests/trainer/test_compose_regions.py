@@ -235,7 +235,7 @@ class TestProperties:
         labels = compose_regions((size, size), drawn)
         assert labels.shape == (size, size) and labels.dtype == np.uint8
         assert set(np.unique(labels)) == set(VALUE.values())
-        for region in Region:
+        for region in map(Region, VALUE):
             if region not in (Region.BACKGROUND, Region.MEDIASTINUM):
                 assert pieces(labels, region) == 1
         # Smoothing moves a border by a pixel at most, so each lung lies within its slightly widened outline.

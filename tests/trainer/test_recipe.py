@@ -12,6 +12,7 @@ pytest.importorskip("pydantic")
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schema.regions import REGION_SETS
 from trainer.errors import RecipeError
 from trainer.recipe import check_recipe, load_recipe, nearest, recipe_names
 
@@ -38,6 +39,10 @@ batch_size = 2
 [bundle]
 name = "below"
 """
+
+
+RESIZE = {"step": "resize", "height": 32, "width": 64}
+STANDARDISE = {"step": "standardise", "from": "training"}
 
 
 @pytest.fixture
@@ -115,6 +120,21 @@ class TestRefusals:
             ({"task": "classification", "data.findings": ["pneumonja"]}, "did you mean 'pneumonia'"),
             ({"optimiser.rate": float("inf")}, r"optimiser\.rate"),
             ({"loss.evidence": 0.5}, r"loss\.evidence is for classifiers"),
+            ({"network.activation": "sigmoid"}, r"cross_entropy is not for .*'sigmoid': choose softmax .*tversky"),
+            ({"loss.name": "binary_cross_entropy_jaccard"}, "choose sigmoid there, or one of the losses cross_entropy"),
+            ({"augmentation.mixup": 0.2}, r"augmentation\.mixup gives pixels more than one region.*focal_tversky"),
+            ({"data.overlapping": True, "loss.name": "tversky"}, "softmax cannot answer: set network.activation"),
+            (
+                {"augmentation.mixup": 0.2, "loss.name": "tversky", "loss.pixel_weights": "w1"},
+                r"leave it or augmentation\.mixup out",
+            ),
+            (
+                {"task": "classification", "data.findings": ["pneumonia"], "augmentation.mixup": 0.2},
+                r"augmentation\.mixup is for segmentation",
+            ),
+            ({"preprocess": [STANDARDISE, RESIZE]}, "after standardise only channels may follow"),
+            ({"preprocess": [RESIZE, {**STANDARDISE, "from": "test"}]}, r'or from = "training" and nothing else'),
+            ({"preprocess": [RESIZE, {**STANDARDISE, "std": 0.1}]}, r'or from = "training" and nothing else'),
             (
                 {"task": "classification", "loss.evidence": 0.5, "loss.guidance": 0.5},
                 r"loss\.evidence and loss\.guidance both say where",
@@ -152,6 +172,21 @@ class TestRecipe:
             (0, "background"), (1, "left_lung"), (2, "right_lung"),
         ]  # fmt: skip
 
+    @pytest.mark.parametrize(
+        ("loss", "activation", "outputs"),
+        [
+            ("cross_entropy", "softmax", 3),
+            ("class_frequency_dice", "softmax", 3),
+            ("class_frequency_dice", "sigmoid", 2),
+            ("class_frequency_cross_entropy", "sigmoid", 3),
+            ("binary_cross_entropy_jaccard", "sigmoid", 2),
+        ],
+    )
+    def test_channels_of_the_network(self, loss: str, activation: str, outputs: int, folder: Path) -> None:
+        recipe = load_recipe(folder / "below.toml", {"loss.name": loss, "network.activation": activation})
+        assert recipe.outputs == outputs
+        assert recipe.has_background == (outputs == 3)
+
     @given(st.text(min_size=1, max_size=12), st.lists(st.text(min_size=1, max_size=12), max_size=4))
     def test_the_nearest_is_always_one_that_exists(self, name: str, known: list[str]) -> None:
         said = nearest(name, known)
@@ -165,16 +200,36 @@ class TestPreprocessThatCannotWork:
     )
 
     @pytest.mark.parametrize("augmentation", ["live]\nrotation = 5.0", "saved]\ncopies = 3"])
-    def test_standardised_films_cannot_be_varied(self, folder: Path, augmentation: str) -> None:
-        path = _write(folder, f'base = "below"\n{self.STANDARDISED}[augmentation.{augmentation}\n')
-        with pytest.raises(RecipeError, match=r"above\.toml: augmentation needs grey values from 0 to 1.*standardise"):
-            load_recipe(path)
+    def test_standardised_films_may_be_varied(self, folder: Path, augmentation: str) -> None:
+        recipe = load_recipe(_write(folder, f'base = "below"\n{self.STANDARDISED}[augmentation.{augmentation}\n'))
+        assert recipe.standardisation == (0.5, 0.2)
 
-    def test_they_may_be_taken_as_they_are(self, folder: Path) -> None:
-        recipe = load_recipe(_write(folder, f'base = "below"\n{self.STANDARDISED}'))
-        assert recipe.preprocess[-1]["step"] == "standardise"
+    def test_numbers_of_the_training_films_are_put_in_later(self, folder: Path) -> None:
+        recipe = load_recipe(folder / "below.toml", {"preprocess": [RESIZE, STANDARDISE]})
+        assert recipe.needs_statistics
+        assert recipe.before_statistics.preprocess == (RESIZE,)
+        measured = recipe.measured(0.25, 0.5)
+        assert not measured.needs_statistics
+        assert measured.standardisation == (0.25, 0.5)
+        assert check_recipe(measured.to_dict(), "again") == measured
+        assert load_recipe(folder / "below.toml").standardisation == (0.0, 1.0)
 
     def test_masks_of_a_grid_with_borders_could_not_be_laid_back(self, folder: Path) -> None:
         step = '[[preprocess]]\nstep = "resize"\nheight = 32\nwidth = 64\nfit = "longest_side"\n'
         with pytest.raises(RecipeError, match=r"laid over the whole film: use fit = 'stretch'"):
             load_recipe(_write(folder, f'base = "below"\n{step}'))
+
+
+def test_regions_may_be_named_by_their_set(tmp_path: Path) -> None:
+    base = tmp_path / "below.toml"
+    base.write_text(_BASE)
+    recipe = load_recipe(base, {"data.regions": "scr", "loss.options": {}})
+    assert recipe.data.regions == REGION_SETS["scr"] and type(recipe.data.regions[1]) is str
+    assert [region.value for region in recipe.region_definitions] == list(range(6))
+    assert recipe.region_definitions[3].title == "Heart"
+    with pytest.raises(RecipeError, match="no region set 'novikow'; did you mean 'novikov'"):
+        load_recipe(base, {"data.regions": "novikow"})
+    many = ["background", "spine", "mediastinum", "heart", "lungs", "left_lung", "right_lung", "clavicles", "carina"]
+    overlapping = {"data.regions": many, "data.overlapping": True, "loss.name": "tversky"}
+    with pytest.raises(RecipeError, match="seven regions beside the background"):
+        load_recipe(base, {**overlapping, "network.activation": "sigmoid"})

@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 #: What only training needs; a machine that reads films has none of it.
-_LIBRARIES = ("torch", "lightning", "monai", "onnx", "onnxruntime", "onnxscript", "matplotlib", "pydantic")
+_LIBRARIES = (
+    "torch",
+    "lightning",
+    "monai",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "matplotlib",
+    "optuna",
+    "pydantic",
+    "scipy",
+)
 
 
 class TrainerCommand(click.Command):

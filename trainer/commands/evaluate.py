@@ -23,6 +23,7 @@ _PARTS_OF_A_BUNDLE = ("masks", "findings", "stress", "shortcuts")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the results go; a run's own folder if not given.")
 @click.option("--stress", is_flag=True, help="Also the stress table of a bundle: its films turned, inverted, ...")
 @click.option("--shortcuts", is_flag=True, help="Also what a bundle could know without looking at the lungs.")
+@click.option("--inside", is_flag=True, help="Also what goes on inside a run's network that segments, in inside/.")
 @click.option(
     "--films",
     type=click.IntRange(min=1),
@@ -45,6 +46,7 @@ def evaluate(
     out: Path | None,
     stress: bool,
     shortcuts: bool,
+    inside: bool,
     films: int | None,
     film_size: str,
     as_json: bool,
@@ -57,6 +59,7 @@ def evaluate(
 
     \b
     Example: carina evaluate runs/holste
+    Example: carina evaluate runs/novikov --inside
     Example: carina evaluate bundles/chest-1 --data /data/films --part all --out evaluation
     Example: carina evaluate bundles/chest-1 --data /data/films --out evaluation --stress --shortcuts
 
@@ -69,12 +72,9 @@ def evaluate(
         raise click.UsageError("A bundle has no films of its own and no place for results: give --data and --out.")
     if len(paths) > 1 and out is None:
         raise click.UsageError("Several runs have no common folder for results: give --out.")
+    _check_extras(bundle, len(paths), stress=stress, shortcuts=shortcuts, inside=inside, films=films, sizes=film_size)
     if data is None and (layout or part == "all"):
         raise click.UsageError("--layout and --part all are for --data.")
-    if (stress or shortcuts) and not bundle:
-        raise click.UsageError("--stress and --shortcuts measure a bundle: package the run first (carina package).")
-    if (films and not (stress or shortcuts)) or (film_size and not shortcuts):
-        raise click.UsageError("--films is for --stress and --shortcuts, --film-size for --shortcuts.")
     columns = tuple(column.strip() for column in film_size.split(",")) if film_size else ()
     if columns and len(columns) != 2:
         raise click.UsageError("--film-size takes two columns: that of the rows and that of the columns.")
@@ -82,7 +82,7 @@ def evaluate(
         where = out
         summary = _measure_bundle(paths[0], (data, layout, part), out, _Extras(stress, shortcuts, films or 0, columns))
     else:
-        summary, where = _measure_runs(paths, data, layout, part, out)
+        summary, where = _measure_runs(paths, (data, layout, part), out, inside=inside)
     if as_json:
         from trainer.evaluation.tables import as_json as text_of
 
@@ -93,6 +93,18 @@ def evaluate(
         if results and "figures" in results:
             _tell(name, results)
     click.echo(f"Report: {where / 'report.md'}. Research use, not a medical device.")
+
+
+def _check_extras(
+    bundle: bool, paths: int, *, stress: bool, shortcuts: bool, inside: bool, films: int | None, sizes: str
+) -> None:
+    """Refuse what only a bundle, or only a single run, can be asked."""
+    if (stress or shortcuts) and not bundle:
+        raise click.UsageError("--stress and --shortcuts measure a bundle: package the run first (carina package).")
+    if inside and (bundle or paths > 1):
+        raise click.UsageError("--inside looks into one run at a time.")
+    if (films and not (stress or shortcuts)) or (sizes and not shortcuts):
+        raise click.UsageError("--films is for --stress and --shortcuts, --film-size for --shortcuts.")
 
 
 class _Extras(NamedTuple):
@@ -126,9 +138,9 @@ def _measure_bundle(bundle: Path, films: tuple[str, str, str], out: Path, asked:
 
 
 def _measure_runs(
-    paths: tuple[Path, ...], data: str | None, layout: str, part: str, out: Path | None
+    paths: tuple[Path, ...], films: tuple[str | None, str, str], out: Path | None, *, inside: bool
 ) -> tuple[dict[str, Any], Path]:
-    """The summary, and where the report is."""
+    """The summary, and where the report is; ``films`` are data, layout and part."""
     from rich.console import Console
 
     from trainer.data.description import load_dataset
@@ -137,13 +149,19 @@ def _measure_runs(
     from trainer.training.progress import progress_for
     from trainer.training.run_folder import load_run
 
+    data, layout, part = films
     teller = progress_for(Console(stderr=True))
     try:
         dataset = load_dataset(data, layout) if data is not None else None
         runs = [load_run(path) for path in paths]
         where = out or runs[0].folder / "evaluation" / part
-        films = own_films if dataset is None else films_from(dataset, where / "cache", teller.prepare)
-        return evaluate_runs(runs, part, where, films=films, progress=teller.prepare), where
+        source = own_films if dataset is None else films_from(dataset, where / "cache", teller.prepare)
+        summary = evaluate_runs(runs, part, where, films=source, progress=teller.prepare)
+        if inside:
+            from trainer.evaluation.inside_report import write_inside
+
+            write_inside(runs[0], source(runs[0], part), where / "inside", teller.prepare)
+        return summary, where
     finally:
         teller.close()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SHARED = frozenset({"data", "preprocess", "training"})
 
 
-def _as_changes(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+def as_changes(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     """``key=value`` pairs; a value is TOML where it can be read as such, else the text itself."""
     changes: dict[str, Any] = {}
     for text in texts:
@@ -43,7 +43,7 @@ def _as_changes(_ctx: click.Context, _option: click.Parameter, texts: tuple[str,
 @click.option("--data", metavar="DIR", help="Films: a directory, its dataset.toml, or the word phantoms.")
 @click.option("--layout", default="", metavar="NAME", help="How the directory is laid out, if it has no dataset.toml.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="RUN", help="The run folder.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", callback=_as_changes, help="Change a setting.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", callback=as_changes, help="Change a setting.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Go on with what RUN holds, or start over.")
 @click.option(
     "--devices", type=click.IntRange(1), default=1, show_default=True, help="GPUs (or processes) to train on."
@@ -91,9 +91,7 @@ def train(
 
         torch.set_num_threads(threads)
     chosen = load_recipe(recipe, changes)
-    if whole_grid != bool(chosen.grid):
-        about = "has no grid" if whole_grid else "is a grid of several trainings: add --grid"
-        raise click.UsageError(f"{recipe} {about}.")
+    _check_kind(chosen, recipe, whole_grid=whole_grid)
     dataset = load_dataset(data, layout)
     # Several processes cannot share a bar.
     progress = progress_for(Console(stderr=True)) if devices == 1 else LineProgress()
@@ -123,6 +121,16 @@ def train(
         click.echo(json_text(result))
     else:
         _show(result)
+
+
+def _check_kind(chosen: Recipe, recipe: str, *, whole_grid: bool) -> None:
+    about = ""
+    if chosen.search:
+        about = "is a search of settings: give it to carina search"
+    elif whole_grid != bool(chosen.grid):
+        about = "has no grid" if whole_grid else "is a grid of several trainings: add --grid"
+    if about:
+        raise click.UsageError(f"{recipe} {about}.")
 
 
 class _Options(TypedDict):
@@ -175,7 +183,16 @@ def _list(as_json: bool) -> None:
 
     recipes: list[Recipe] = [load_recipe(name) for name in recipe_names()]
     if as_json:
-        rows = [{"name": r.name, "task": r.task, "description": r.description, "grid": bool(r.grid)} for r in recipes]
+        rows = [
+            {
+                "name": r.name,
+                "task": r.task,
+                "description": r.description,
+                "grid": bool(r.grid),
+                "search": bool(r.search),
+            }
+            for r in recipes
+        ]
         click.echo(json.dumps(rows, indent=2))
         return
     table = Table(box=None, pad_edge=False)
@@ -183,7 +200,8 @@ def _list(as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for recipe in recipes:
         what = "regions" if recipe.task == "segmentation" else "findings"
-        learns = f"{'grid: ' if recipe.grid else ''}{recipe.outputs} {what}"
+        kind = "grid: " if recipe.grid else "search: " if recipe.search else ""
+        learns = f"{kind}{len(recipe.data.regions or recipe.data.findings)} {what}"
         table.add_row(recipe.name, learns, recipe.description)
     Console().print(table)
 

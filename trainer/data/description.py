@@ -20,11 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from trainer.data.raw import RawPictures
 from trainer.data.records import Dataset, phantom_dataset
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS, KNOWN_FINDINGS, nearest
+from trainer.recipe import KNOWN_FINDINGS, KNOWN_REGIONS, nearest
 
 LAYOUTS = Path(__file__).parent / "layouts"
 PHANTOMS = "phantoms"
@@ -41,40 +42,51 @@ class ImagesTable(_Table):
     """The films' files.
 
     ``folder`` lies below the description's directory. ``patterns`` are globs below it. ``fields`` is a regular
-    expression searched in a file's path below ``folder``; its named groups become columns of the film's row.
+    expression searched in a file's path below ``folder``; its named groups become columns of the film's row. ``raw``
+    says how pictures without a header are stored, where there are any.
     """
 
     folder: str = "images"
     patterns: tuple[str, ...] = ("**/*",)
     fields: str = ""
+    raw: RawPictures | None = None
 
 
 class TruthTable(_Table):
     """Where a film's regions are drawn.
 
     ``kind``: see :func:`trainer.data.truth.read_labels`. ``folder`` holds a file for each film, of the film's name with
-    ``suffix``; ``coco`` has one ``file`` for all. ``regions`` names a label map's values 0, 1, 2, ..., where these are
-    not the recipe's own, or the regions that were drawn, where these are not all eight. ``labels`` translates what
+    ``suffix``; ``coco`` has one ``file`` for all. Of ``masks`` there is a file for each film and region: ``masks`` maps
+    a region to its folder below ``folder``, which may then be a glob, for films whose masks lie in several places.
+    ``regions`` names a label map's values 0, 1, 2, ..., where these are not the recipe's own, or the regions that were
+    drawn, where these are not Holste's eight. ``labels`` translates what
     drawn shapes are called (:mod:`trainer.polygons`). ``when`` (column → values) says which films have a truth at all;
     with ``may_lack`` a film without its file has none, instead of stopping the training.
     """
 
-    kind: Literal["none", "label_map", "lungs", "labelme", "coco"] = "none"
+    kind: Literal["none", "label_map", "lungs", "masks", "labelme", "coco"] = "none"
     folder: str = "labels"
     suffix: str = ""
     file: str = ""
     regions: tuple[str, ...] = ()
+    masks: dict[str, str] = {}
     labels: dict[str, str] = {}
     when: dict[str, tuple[str, ...]] = {}
     may_lack: bool = False
 
-    @field_validator("regions")
+    @field_validator("regions", "masks")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, value: Any) -> Any:
         for name in value:
-            if name not in ALL_REGIONS:
-                raise ValueError(f"there is no region {name!r}{nearest(name, ALL_REGIONS)}")
+            if name not in KNOWN_REGIONS:
+                raise ValueError(f"there is no region {name!r}{nearest(name, KNOWN_REGIONS)}")
         return value
+
+    @model_validator(mode="after")
+    def _masks_alone(self) -> TruthTable:
+        if (self.kind == "masks") != bool(self.masks):
+            raise ValueError('masks names the folders of regions for kind = "masks", and for no other')
+        return self
 
 
 class TableFile(_Table):
@@ -89,8 +101,8 @@ class FilmsTable(_Table):
 
     ``name`` is the film's file name or path, with or without suffix and leading folders. ``patient`` are columns that
     together tell patients apart. ``duplicate_of`` names the film this one repeats; films of one ``group`` stay
-    together. ``parts`` translates the values of ``part``; what is not in it is free. ``keep`` (column → values) says
-    which rows count.
+    together. ``parts`` translates the values of ``part``; what is not in it is free. ``fold`` tells which of the data
+    set's own folds a film is in, ``folds`` translates its values. ``keep`` (column → values) says which rows count.
     """
 
     files: tuple[TableFile, ...] = ()
@@ -103,6 +115,8 @@ class FilmsTable(_Table):
     sex: str = ""
     part: str = ""
     parts: dict[str, Literal["train", "validation", "test"]] = {}
+    fold: str = ""
+    folds: dict[str, str] = {}
     keep: dict[str, tuple[str, ...]] = {}
 
 

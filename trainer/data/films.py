@@ -12,6 +12,7 @@ from pathlib import Path
 from schema.keys import patient_key
 from trainer.data.description import DatasetDescription, FilmsTable, FindingsTable, MarksTable, Policy, TruthTable
 from trainer.data.images import is_dicom
+from trainer.data.raw import RawPictures
 from trainer.data.records import MOST_NAMED, Dataset, FilmRecord, TruthKind, some_of
 from trainer.data.rows import Row, read_rows, read_table, without_suffix
 from trainer.data.stripped import completed, is_stripped
@@ -22,7 +23,7 @@ from worker.film.source import open_source
 from worker.settings import load_settings, site_key
 
 _DAYS = {"years": 365.25, "months": 365.25 / 12, "days": 1.0}
-_SUFFIXES = {"label_map": ".png", "lungs": ".png", "labelme": ".json"}
+_SUFFIXES = {"label_map": ".png", "lungs": ".png", "masks": ".png", "labelme": ".json"}
 _SEXES = {"f": "F", "m": "M", "o": "O"}
 #: Keys patients that a table names: the same everywhere, so that a split is.
 _TABLE_KEY = b"patients named by a table"
@@ -42,8 +43,10 @@ def read_dataset(description: DatasetDescription, root: Path) -> Dataset:
     """Every film that a description finds below ``root``; raises as :func:`trainer.data.description.load_dataset`."""
     rows, origin = read_rows(description, root)
     marks = _marks(description.findings.marks, root)
-    persons = _persons(rows, description.films)
+    persons = _persons(rows, description.films, description.images.raw)
     originals = _originals(rows, description.films)
+    raw = description.images.raw
+    folders = sorted(root.glob(description.truth.folder)) if description.truth.masks else []
     records = []
     unlabelled = 0
     for row, person in zip(rows, persons, strict=True):
@@ -51,7 +54,7 @@ def read_dataset(description: DatasetDescription, root: Path) -> Dataset:
         if description.findings.need_one and not any(findings.values()):
             unlabelled += 1
             continue
-        kind, truth = _truth(row, description.truth, root)
+        kind, truth, masks = _truth(row, description.truth, root, folders)
         records.append(
             FilmRecord(
                 row.name,
@@ -64,8 +67,11 @@ def read_dataset(description: DatasetDescription, root: Path) -> Dataset:
                 _part(row, description.films),
                 _group(row, description.films, originals),
                 kind,
-                description.truth.regions,
+                tuple(masks) or description.truth.regions,
                 description.truth.labels,
+                masks=masks,
+                fold=_fold(row, description.films),
+                raw=raw if raw is not None and raw.describes(row.image) else None,
             )
         )
     if unlabelled:
@@ -80,6 +86,11 @@ def _part(row: Row, films: FilmsTable) -> str:
     if row.part or not films.part:
         return row.part
     return films.parts.get(row.value(films.part, "films.part"), "")
+
+
+def _fold(row: Row, films: FilmsTable) -> str:
+    said = row.value(films.fold, "films.fold") if films.fold else ""
+    return films.folds.get(said, said)
 
 
 def _group(row: Row, films: FilmsTable, originals: Mapping[str, str]) -> str:
@@ -104,18 +115,33 @@ def _originals(rows: Sequence[Row], films: FilmsTable) -> dict[str, str]:
     return {without_suffix(copy): without_suffix(original) for copy, original in said.items() if original}
 
 
-def _truth(row: Row, truth: TruthTable, root: Path) -> tuple[TruthKind, Path | None]:
+def _truth(
+    row: Row, truth: TruthTable, root: Path, folders: Sequence[Path]
+) -> tuple[TruthKind, Path | None, dict[str, Path]]:
+    """How the truth is read, its file, and of masks each region's; ``folders`` are those that may hold masks."""
     if truth.kind == "none" or not row.matches(truth.when, "truth.when"):
-        return "", None
+        return "", None, {}
     if truth.kind == "coco":
-        return truth.kind, root / truth.file
-    path = root / truth.folder / f"{row.name}{truth.suffix or _SUFFIXES[truth.kind]}"
+        return truth.kind, root / truth.file, {}
+    name = f"{row.name}{truth.suffix or _SUFFIXES[truth.kind]}"
+    if truth.kind == "masks":
+        masks = {region: _mask(row, truth, root, folders, f"{below}/{name}") for region, below in truth.masks.items()}
+        lacking = truth.may_lack and not any(path.is_file() for path in masks.values())
+        return ("", None, {}) if lacking else (truth.kind, None, masks)
+    path = root / truth.folder / name
     if truth.may_lack and not path.is_file():
-        return "", None
-    return truth.kind, path
+        return "", None, {}
+    return truth.kind, path, {}
 
 
-def _persons(rows: Sequence[Row], films: FilmsTable) -> list[_Person]:
+def _mask(row: Row, truth: TruthTable, root: Path, folders: Sequence[Path], place: str) -> Path:
+    found = [folder / place for folder in folders if (folder / place).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{row.name} has two masks, {found[0]} and {found[1]}: let truth.folder mean one of them.")
+    return found[0] if found else root / truth.folder / place
+
+
+def _persons(rows: Sequence[Row], films: FilmsTable, raw: RawPictures | None) -> list[_Person]:
     """Patient, age and sex: from the row, and what it does not say from a DICOM header."""
     persons: list[_Person] = []
     unreadable: list[str] = []
@@ -123,7 +149,7 @@ def _persons(rows: Sequence[Row], films: FilmsTable) -> list[_Person]:
     untold = not (films.patient and films.age and films.sex)
     for row in rows:
         try:
-            header = _header(row.image) if untold else None
+            header = _header(row.image) if untold and not (raw and raw.describes(row.image)) else None
         except (FilmError, OSError) as error:
             unreadable.append(f"{row.name} ({str(error).rstrip('.')})")
             if len(unreadable) == MOST_NAMED:

@@ -3,7 +3,8 @@
 DICOM goes the whole way of the night (:func:`worker.film.prepare.prepare`): decoding, polarity, VOI and turning
 back what is stored mirrored; only its UIDs may be missing (:mod:`trainer.data.stripped`). PNG, JPEG and TIFF are
 taken as they are, white dense, the patient's right on the image's left. Which of the two a file is, its first bytes
-say, not its name.
+say, not its name. Raw pictures have no such bytes: what they are, the data set's description says
+(:mod:`trainer.data.raw`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.raw import RawPictures, read_raw
 from trainer.data.stripped import completed_copy, is_stripped
 from trainer.errors import DataError
 from worker.errors import FilmError
@@ -57,8 +59,8 @@ def is_dicom(path: Path) -> bool:
         return not stream.read(8).startswith(_PICTURES)
 
 
-def read_picture(path: Path, steps: Steps) -> NetworkPicture:
-    """Read one film and preprocess it.
+def read_picture(path: Path, steps: Steps, raw: RawPictures | None = None) -> NetworkPicture:
+    """Read one film and preprocess it; ``raw`` says how it is stored if it is a raw picture.
 
     Raises
     ------
@@ -67,9 +69,12 @@ def read_picture(path: Path, steps: Steps) -> NetworkPicture:
         for the caller knows which film it is.
     """
     try:
-        if is_dicom(path):
+        if raw is not None:
+            film = read_raw(path, raw)
+        elif is_dicom(path):
             return _dicom(path, steps)
-        film = grey(path)
+        else:
+            film = grey(path)
     except OSError as error:
         raise DataError(f"the file cannot be read: {error.strerror or type(error).__name__}") from None
     plane = preprocess.apply(steps, film, None)[0]

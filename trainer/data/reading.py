@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from trainer.data import phantoms
 from trainer.data.images import Steps, read_picture
-from trainer.data.records import FilmRecord
-from trainer.data.truth import read_labels, renamed, to_network_grid
+from trainer.data.records import EIGHT, FilmRecord
+from trainer.data.truth import as_bits, read_labels, renamed, to_network_grid
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS
 from worker.film import preprocess
 
 #: Label value of every pixel of a film whose regions nobody drew.
@@ -34,18 +33,19 @@ _PATIENCE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class FilmPlan:
-    """What is made of each film: preprocessing, and the regions wanted (None: no labels)."""
+    """What is made of each film: preprocessing, the regions wanted (None: no labels), and whether these may overlap."""
 
     steps: Steps
     regions: tuple[str, ...] | None
+    overlapping: bool = False
 
 
 @dataclass(frozen=True)
 class Film:
     """One film's arrays.
 
-    ``pictures`` float16 (height, width); ``labels`` uint8 (height, width) or None; ``places`` float32 (16, 16), 0-1,
-    or None; ``note`` what had to be decided about its truth, in words.
+    ``pictures`` float16 (height, width); ``labels`` uint8 (height, width), a label map or a bit field, or None;
+    ``places`` float32 (16, 16), 0-1, or None; ``note`` what had to be decided about its truth, in words.
     """
 
     pictures: npt.NDArray[np.float16]
@@ -109,11 +109,11 @@ def _read(record: FilmRecord) -> Film | str:
 
 def _from_files(record: FilmRecord, plan: FilmPlan) -> Film:
     assert record.image is not None
-    picture = read_picture(record.image, plan.steps)
+    picture = read_picture(record.image, plan.steps, record.raw)
     labels, note = None, ""
     if plan.regions is not None:
         if record.truth_kind:
-            drawn, note = read_labels(record, picture.geometry, plan.regions)
+            drawn, note = read_labels(record, picture.geometry, plan.regions, overlapping=plan.overlapping)
             labels = to_network_grid(drawn, plan.steps)
         else:
             labels = np.full(picture.plane.shape, UNDRAWN, np.uint8)
@@ -126,7 +126,8 @@ def _phantom(seed: int | None, plan: FilmPlan) -> Film:
     plane = preprocess.apply(plan.steps, phantom.image, None)[0]
     labels = None
     if plan.regions is not None:
-        labels = to_network_grid(renamed(phantom.labels, ALL_REGIONS, plan.regions), plan.steps)
+        told = (as_bits if plan.overlapping else renamed)(phantom.labels, EIGHT, plan.regions)
+        labels = to_network_grid(told, plan.steps)
     laid = preprocess.apply([step for step in plan.steps if step["step"] == "resize"], phantom.opacity, None)[0]
     places: Any = cv2.resize(laid, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     return Film(plane.astype(np.float16), labels, places)

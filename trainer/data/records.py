@@ -7,22 +7,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from schema.regions import Region
+from schema.regions import REGION_SETS, Region, parts_of
 from trainer.data import phantoms
+from trainer.data.raw import RawPictures
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS, Recipe
+from trainer.recipe import Recipe
 
-TruthKind = Literal["", "label_map", "lungs", "labelme", "coco", "phantom"]
+TruthKind = Literal["", "label_map", "lungs", "masks", "labelme", "coco", "phantom"]
 
 #: Regions that a mask of both lungs tells, in the order of their label values.
 LUNGS: tuple[str, ...] = (str(Region.BACKGROUND), str(Region.LEFT_LUNG), str(Region.RIGHT_LUNG))
 
+#: The eight regions that outlines, a rule or a phantom tell, in the order of their label values.
+EIGHT: tuple[str, ...] = tuple(str(name) for name in REGION_SETS["holste"])
+
 #: Kind of truth → the regions its label values mean, where that is always the same.
 TRUTH_REGIONS: dict[TruthKind, tuple[str, ...]] = {
     "lungs": LUNGS,
-    "labelme": ALL_REGIONS,
-    "coco": ALL_REGIONS,
-    "phantom": ALL_REGIONS,
+    "labelme": EIGHT,
+    "coco": EIGHT,
+    "phantom": EIGHT,
 }
 
 #: Parts a film can belong to.
@@ -43,7 +47,8 @@ class FilmRecord:
     image
         Its file; None for a phantom.
     truth
-        The file its truth is in; None when it has none, or is a phantom. Whether it exists is not checked yet.
+        The file its truth is in; None when it has none, has ``masks``, or is a phantom. Whether it exists is not
+        checked yet.
     patient
         A key, never what a file or table calls the patient: see :mod:`trainer.data.description`.
     findings
@@ -60,11 +65,17 @@ class FilmRecord:
         How ``truth`` is read: see :mod:`trainer.data.truth`; ``""`` when there is none.
     truth_regions
         Names of a label map's values 0, 1, 2, ..., or the regions that were drawn; empty when they are the recipe's
-        own, or all eight.
+        own, or Holste's eight.
     truth_labels
         What drawn shapes are called → region or outline (:mod:`trainer.polygons`).
     seed
         Of a phantom.
+    masks
+        Region → the file with its mask, where each region has one of its own.
+    fold
+        Which of the data set's own folds it is in; ``""`` where there are none.
+    raw
+        How its file is stored, if it is a raw picture.
     """
 
     name: str
@@ -80,6 +91,14 @@ class FilmRecord:
     truth_regions: tuple[str, ...] = ()
     truth_labels: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    fold: str = ""
+    raw: RawPictures | None = None
+
+    @property
+    def truth_files(self) -> tuple[Path, ...]:
+        """The files its truth is in."""
+        return (self.truth,) if self.truth is not None else tuple(self.masks.values())
 
 
 @dataclass(frozen=True)
@@ -128,19 +147,21 @@ class Dataset:
         kept = [record for record in self.records if record.truth_kind]
         origin = dict(self.origin)
         for kind, told in {(r.truth_kind, r.truth_regions or TRUTH_REGIONS.get(r.truth_kind, regions)) for r in kept}:
-            untold = ", ".join(region for region in regions if region not in told)
-            if untold and kind != "lungs":
+            missed = [region for region in regions if not tells(told, region)]
+            untold = ", ".join(missed)
+            if untold and not (kind == "lungs" and all(tells(EIGHT, region) for region in missed)):
                 raise DataError(
                     f"The truth of {self.name} tells {', '.join(told)} and no {untold}: "
                     "leave these out of data.regions."
                 )
             if untold:
                 origin["derived from the lungs by geometry"] = untold
-        missing = [record for record in kept if record.truth is not None and not record.truth.is_file()]
+        missing = [(record, file) for record in kept for file in record.truth_files if not file.is_file()]
         if missing:
-            listed = some_of(f"{record.name} ({record.truth})" for record in missing)
+            listed = some_of(f"{record.name} ({file})" for record, file in missing)
+            lacking = len({record.name for record, _ in missing})
             raise DataError(
-                f"{_films(len(missing))} of {self.name} lack the truth their description promises: {listed}. "
+                f"{_films(lacking)} of {self.name} lack the truth their description promises: {listed}. "
                 "Add the files, or say with truth.when which films have none."
             )
         return replace(self, origin=origin)._only(kept, "without truth", "has a truth to learn regions from")
@@ -184,6 +205,15 @@ def phantom_dataset(count: int) -> Dataset:
         )
     origin = {"data set": "phantoms", "films": str(count), "truth": "drawn, exact"}
     return Dataset("phantoms", tuple(records), None, origin)
+
+
+def tells(told: Iterable[str], region: str) -> bool:
+    """Whether a truth that tells these regions tells ``region``, itself or all that it is made of.
+
+    Background is told by whatever else is.
+    """
+    known = {*told, str(Region.BACKGROUND)}
+    return region in known or {*parts_of(region)} <= known
 
 
 def some_of(items: Iterable[str]) -> str:

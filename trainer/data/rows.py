@@ -15,7 +15,7 @@ from trainer.errors import DataError
 from trainer.recipe import nearest
 
 #: Endings that are not part of a film's name; others are, since a UID has dots too.
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".img"})
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,14 @@ def split(records: Sequence[FilmRecord], settings: SplitTable) -> Split:
     once filled in this way, takes no further patient; what is left is dealt out in proportion to the shares of the
     parts still open. With ``folds`` the patients left are dealt into so many equal folds instead: fold ``fold`` is the
     test part and the others are divided in proportion to ``train`` and ``validation``; where test is already filled,
-    the fold is the validation part and the others are trained on.
+    the fold is the validation part and the others are trained on. With ``own_folds`` the folds are those of the data
+    set, in the order of their names.
 
     Raises
     ------
     DataError
         Two films of one name, a patient or group fixed to two parts, or a part without films
-        (one whose share is 0 may be empty).
+        (one whose share is 0 may be empty); the data set has other folds than ``own_folds`` expects.
     """
     _check_names(records)
     bundles = _bundles(records, settings.held_out)
@@ -76,7 +77,11 @@ def split(records: Sequence[FilmRecord], settings: SplitTable) -> Split:
     closed = {part for part in (_VALIDATION, _TEST) if assigned[part]} | ({_TEST} if settings.held_out else set())
     dealt: dict[str, list[_Bundle]] = {}
     if settings.folds:
-        folds = _deal(records, free, [1.0] * settings.folds, settings.seed)
+        folds = (
+            _own_folds(records, free, settings.folds)
+            if settings.own_folds
+            else _deal(records, free, [1.0] * settings.folds, settings.seed)
+        )
         turn = _VALIDATION if _TEST in closed else _TEST
         dealt[turn] = folds.pop(settings.fold)
         free = sorted((bundle for fold in folds for bundle in fold), key=lambda bundle: records[bundle.films[0]].name)
@@ -182,6 +187,23 @@ def _fixed_part(records: Sequence[FilmRecord], films: Sequence[int], held_out: b
 def _crossing(kind: str, parts: Mapping[str, str]) -> DataError:
     listed = some_of(f"{name} ({part})" for name, part in parts.items())
     return DataError(f"One {kind} is in two parts: {listed}. Put all of these films into one part.")
+
+
+def _own_folds(records: Sequence[FilmRecord], bundles: Sequence[_Bundle], count: int) -> list[list[_Bundle]]:
+    """The bundles by the data set's own folds."""
+    folds: dict[str, list[_Bundle]] = defaultdict(list)
+    for bundle in bundles:
+        said = {records[index].name: records[index].fold for index in bundle.films}
+        if len(set(said.values())) > 1:
+            raise _crossing("patient or group of duplicates", said)
+        folds[next(iter(said.values()))].append(bundle)
+    if "" in folds or len(folds) != count:
+        named = ", ".join(sorted(name for name in folds if name)) or "none"
+        raise DataError(
+            f"data.split.own_folds asks for {count} folds of the data set's own, and its films are in {named}"
+            f"{' or in no fold' if '' in folds else ''}: correct data.split.folds, or the description's films.fold."
+        )
+    return [folds[name] for name in sorted(folds)]
 
 
 def _deal(

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import worker
 from trainer.data.hashes import FileHashes
 from trainer.data.reading import CELLS, FilmPlan, read_films
-from trainer.data.records import LUNGS, MOST_NAMED, Dataset, FilmRecord
+from trainer.data.records import LUNGS, MOST_NAMED, Dataset, FilmRecord, tells
+from trainer.data.truth import flattened
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 
@@ -30,6 +31,7 @@ Progress = Callable[[int, int], None]
 
 _FORMAT = 1  # raised when the arrays of the same films would differ
 _FLUSH_EVERY = 64
+_MOST_OVERLAPPING = 8  # regions that a bit field has room for
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Samples:
         float16 (N, C, H, W), preprocessed, on disk and read-only; all channels are one plane in memory.
     labels
         uint8 (N, H, W), values in the order of :attr:`trainer.recipe.Recipe.drawn_regions`, on disk and read-only; None
-        where a recipe draws none. A film without truth is ``trainer.data.reading.UNDRAWN`` everywhere.
+        where a recipe draws none. A film without truth is ``trainer.data.reading.UNDRAWN`` everywhere. With
+        ``overlapping`` a bit field instead: bit r is set where region r is (:mod:`trainer.data.truth`).
     targets
         float32 (N, F): 1 present, 0 absent, NaN not known, in the order of the recipe's findings.
     places
@@ -56,6 +59,8 @@ class Samples:
         SHA-256, hex, of everything above but ages and patients: films, preprocessing, truth, order.
     derived
         Regions nobody drew on some of the films: derived by rule, never to be scored as truth.
+    overlapping
+        Whether a pixel of ``labels`` may belong to several regions.
     """
 
     pictures: npt.NDArray[np.float16]
@@ -67,9 +72,16 @@ class Samples:
     ages: npt.NDArray[np.float32]
     digest: str
     derived: tuple[str, ...] = ()
+    overlapping: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def label_map(self, row: int) -> npt.NDArray[np.uint8]:
+        """A film's truth as a label map, uint8 (H, W); where regions overlap the later one is seen."""
+        assert self.labels is not None
+        stored = np.asarray(self.labels[row], np.uint8)
+        return flattened(stored, _MOST_OVERLAPPING) if self.overlapping else stored
 
     def subset(self, indices: Sequence[int]) -> Samples:
         """The films at ``indices`` in that order; pictures and labels are copied into memory."""
@@ -131,10 +143,11 @@ def build_samples(
         if recipe.task == "segmentation" and not record.truth_kind:
             raise DataError(f"{record.name} has no truth to learn regions from: leave it out.")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = FilmPlan(recipe.preprocess, recipe.drawn_regions)
+    plan = FilmPlan(recipe.preprocess, recipe.drawn_regions, recipe.data.overlapping)
     with FileHashes(folder / "hashes.json") as hashes:
         contents = _contents(records, hashes, with_truth=plan.regions is not None)
-    key = _digest([_FORMAT, worker.__version__, [dict(step) for step in plan.steps], plan.regions, contents])
+    asked = [plan.regions, "overlapping"] if plan.overlapping else plan.regions
+    key = _digest([_FORMAT, worker.__version__, [dict(step) for step in plan.steps], asked, contents])
     place = folder / key
     with _locked(folder / f"{key}.lock"):
         if not place.is_dir():
@@ -154,6 +167,7 @@ def build_samples(
         ages=np.asarray([np.nan if r.age_days is None else r.age_days for r in records], np.float32),
         digest=_digest([key, [record.name for record in records], targets.tobytes().hex()]),
         derived=_derived(records, plan.regions or ()),
+        overlapping=plan.overlapping,
     )
 
 
@@ -180,7 +194,7 @@ def data_digest(dataset: Dataset, folder: Path) -> str:
 def _contents(records: Sequence[FilmRecord], hashes: FileHashes, *, with_truth: bool) -> list[list[Any]]:
     """What each film is made of: hashes of its files, or a phantom's seed."""
     wanted = [record.image for record in records if record.image is not None]
-    wanted += [record.truth for record in records if with_truth and record.truth is not None]
+    wanted += [file for record in records if with_truth for file in record.truth_files]
     known = hashes.of(wanted)
     return [
         [
@@ -188,6 +202,8 @@ def _contents(records: Sequence[FilmRecord], hashes: FileHashes, *, with_truth: 
             known[record.truth] if with_truth and record.truth is not None else "",
             record.truth_kind if with_truth else "",
             [*record.truth_regions, *record.truth_labels.items()] if with_truth else [],
+            *([known[mask] for mask in record.masks.values()] if with_truth else []),
+            *([record.raw.model_dump()] if record.raw else []),
         ]
         for record in records
     ]
@@ -205,7 +221,7 @@ def _targets(records: Sequence[FilmRecord], findings: Sequence[str]) -> npt.NDAr
 
 def _derived(records: Sequence[FilmRecord], regions: Sequence[str]) -> tuple[str, ...]:
     drawn = any(record.truth_kind == "lungs" for record in records)
-    return tuple(region for region in regions if drawn and region not in LUNGS)
+    return tuple(region for region in regions if drawn and not tells(LUNGS, region))
 
 
 def _cores() -> int:

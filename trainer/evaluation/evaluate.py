@@ -9,6 +9,7 @@ failures.csv       masks: failures before and after post-processing
 findings.csv       findings: every finding's means and intervals, and their mean
 members.csv        findings of several networks: each network's AUROC
 stress/            bundles, on request: the stress table (:mod:`trainer.evaluation.stress_report`)
+inside/            runs that segment, on request: :mod:`trainer.evaluation.inside_report`
 shortcuts/         bundles, on request: probes (:mod:`trainer.evaluation.shortcuts_report`)
 \\*.png             figures
 =================  ============================================================================

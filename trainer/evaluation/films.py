@@ -97,7 +97,11 @@ def recipe_of(manifest: Manifest, member: Member) -> Recipe:
         "name": member.name.lower(),
         "description": "",
         "task": member.task,
-        "network": {"name": member.network},
+        "network": {
+            "name": member.network,
+            "activation": trained.network.activation if trained else "softmax",
+            "threshold": trained.network.threshold if trained else 0.75,
+        },
         "preprocess": list(member.preprocess),
         "data": data,
         "loss": {"name": "none"},

@@ -1,4 +1,4 @@
-"""The two papers' own figures, as printed, to stand beside ours.
+"""The papers' own figures, as printed, to stand beside ours.
 
 They were measured on the papers' films, which are not public or not ours: nobody may read a
 difference from them as better or worse. Every table that shows them says so (:data:`NOT_COMPARABLE`).
@@ -19,6 +19,9 @@ NOT_COMPARABLE = (
 #: Which paper a recipe follows → how it is called in a report.
 PAPER_TITLES: dict[str, str] = {
     "holste": "Holste et al., Multi-class semantic segmentation of pediatric chest radiographs",
+    "novikov": "Novikov et al., Fully convolutional architectures for multi-class segmentation in chest radiographs",
+    "maga": "Maga, Chest X-ray lung and heart segmentation based on minimal training sets",
+    "wang": "Wang et al., Deep learning for automatic segmentation of chest X-ray",
     "pediatric_classifier": "the VinDr pediatric chest radiograph classifier paper",
 }
 

@@ -12,6 +12,12 @@ Holste et al., section 2.3 and Tables 2-4. What the paper leaves open, decided h
 * Surface distance is the symmetric mean in pixels of the network's grid, and in per cent of the
   grid's diagonal so that grids can be compared; films are stretched to the grid, so there are no
   millimetres. The carina's distance is that of centroids after post-processing, in the same units.
+* A network whose channels stand for themselves (``network.activation = "sigmoid"``) is measured channel by channel:
+  a region is where its probability is above the recipe's threshold (Novikov et al., eq. 9: above 0.75), and the
+  background, which has no probability of its own, is not measured. Dice, Jaccard and the symmetric mean surface
+  distance per region are then what Novikov's Tables I-VI report, the last as MedPy's ``assd``. Where the truth's
+  regions overlap (``data.overlapping``) each is compared whole. Label maps (accuracy, what post-processing leaves,
+  failures) show of overlapping regions the later one, in truth and prediction alike.
 * A film whose truth is background everywhere shows no chest: it is counted apart, by whether the
   night would have refused it, and enters nothing else.
 """
@@ -25,16 +31,28 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.bundle import BundleRegion
-from schema.regions import LUNGS, Region
+from schema.regions import LUNGS, Region, is_lung, parts_of
+from trainer.data.store import Samples
 from trainer.errors import RunError
-from trainer.evaluation.subjects import Evaluation, predict
+from trainer.evaluation.subjects import Evaluation, Subject, predict
 from worker.findings import flag_rules
-from worker.metrics import centroid_distance, overlap, pixel_accuracy, region_overlaps, surface_distance
+from worker.metrics import (
+    Overlap,
+    SurfaceDistance,
+    centroid_distance,
+    overlap,
+    pixel_accuracy,
+    region_overlaps,
+    surface_distance,
+)
 from worker.pipeline import FilmInWork
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 LabelMap = npt.NDArray[np.uint8]
+
+_NOT_MEASURED = Overlap(float("nan"), float("nan"))
+_NO_SURFACE = SurfaceDistance(float("nan"), float("nan"), float("nan"))
 
 #: The two maps of a film: winner takes all, and after post-processing.
 SOURCES = ("raw", "cleaned")
@@ -100,6 +118,8 @@ class SegmentationScores:
         Per film the code with which the night would refuse it, or ``""``.
     no_chest
         The same for films that show no chest.
+    threshold
+        Probability above which a pixel counts as a region whatever else it is; None where the highest wins.
     """
 
     regions: tuple[BundleRegion, ...]
@@ -116,6 +136,7 @@ class SegmentationScores:
     broken: Mapping[str, BoolArray]
     verdicts: tuple[str, ...]
     no_chest: tuple[str, ...]
+    threshold: float | None = None
 
     @property
     def scored(self) -> BoolArray:
@@ -169,8 +190,9 @@ def measure_films(evaluation: Evaluation) -> SegmentationScores:
     regions = evaluation.subject.manifest.regions
     chests = [row for row in range(len(films)) if np.asarray(films.labels[row]).any()]
     strange = sorted(set(range(len(films))) - set(chests))
+    threshold = threshold_of(evaluation.subject)
     measured = [
-        _measure(film, np.asarray(films.labels[row], np.uint8), regions)
+        _measure(film, FilmTruth.of(films, row), regions, threshold)
         for row, film in zip(chests, predict(evaluation, chests, f"{evaluation.part} films"), strict=True)
     ]
     no_chest = tuple(_verdict(film) for film in predict(evaluation, strange, "films without a chest"))
@@ -193,7 +215,14 @@ def measure_films(evaluation: Evaluation) -> SegmentationScores:
         broken=broken,
         verdicts=tuple(film.verdict for film in measured),
         no_chest=no_chest,
+        threshold=threshold,
     )
+
+
+def threshold_of(subject: Subject) -> float | None:
+    """The probability above which a pixel counts, where every member's channels stand for themselves; else None."""
+    asked = [r.network.threshold if r.network.activation == "sigmoid" else None for r in subject.recipes.values()]
+    return asked[0] if len(set(asked)) == 1 and len(asked) == len(subject.members) else None
 
 
 def failures_of(
@@ -245,27 +274,63 @@ def row_means(values: FloatArray) -> FloatArray:
     return result
 
 
-def _measure(film: FilmInWork, truth: LabelMap, regions: Sequence[BundleRegion]) -> _Film:
+@dataclass(frozen=True)
+class FilmTruth:
+    """A film's truth: a label map, and what is stored, which is a bit field where regions overlap."""
+
+    labels: LabelMap
+    stored: LabelMap
+    overlapping: bool
+
+    @classmethod
+    def of(cls, films: Samples, row: int) -> FilmTruth:
+        """That of the film at ``row``."""
+        assert films.labels is not None
+        return cls(films.label_map(row), np.asarray(films.labels[row], np.uint8), films.overlapping)
+
+    def mask(self, place: int) -> BoolArray:
+        """Where the region of this place is."""
+        return np.asarray(self.stored >> place & 1 > 0 if self.overlapping else self.stored == place)
+
+
+def region_masks(
+    film: FilmInWork, truth: FilmTruth, regions: Sequence[BundleRegion], threshold: float | None
+) -> list[tuple[BoolArray, BoolArray] | None]:
+    """Of each region the true and the found mask; None for a background that nobody asks for."""
     assert film.segmentation is not None
-    raw, cleaned = film.segmentation.raw, film.segmentation.cleaned
-    definitions = [region.definition() for region in regions]
-    overlaps = region_overlaps(truth, raw, definitions)
-    after = region_overlaps(truth, cleaned, definitions)
-    surfaces = [surface_distance(truth == region.value, raw == region.value) for region in regions]
+    if threshold is None:
+        raw = film.segmentation.raw
+        return [(truth.labels == region.value, raw == region.value) for region in regions]
+    found = film.output.probabilities > threshold
+    return [
+        None if region.name == Region.BACKGROUND else (truth.mask(place), found[place])
+        for place, region in enumerate(regions)
+    ]
+
+
+def _measure(film: FilmInWork, told: FilmTruth, regions: Sequence[BundleRegion], threshold: float | None) -> _Film:
+    assert film.segmentation is not None
+    raw, cleaned, truth = film.segmentation.raw, film.segmentation.cleaned, told.labels
+    masks = region_masks(film, told, regions, threshold)
+    overlaps = [overlap(*pair) if pair else _NOT_MEASURED for pair in masks]
+    after = region_overlaps(truth, cleaned, [region.definition() for region in regions])
+    surfaces = [surface_distance(*pair) if pair else _NO_SURFACE for pair in masks]
     scored = np.isin(truth, [region.value for region in regions if region.origin != "derived"])
     drawn = (region.value for region in regions if region.name == Region.CARINA and region.origin != "derived")
     carina = next(drawn, None)
-    lungs = [region.value for region in regions if region.name in LUNGS and region.origin != "derived"]
+    lungs = [region for region in regions if is_lung(region.name) and region.origin != "derived"]
+    drawn_lungs = {part for region in lungs for part in parts_of(region.name)}
+    both = [np.isin(labels, [region.value for region in lungs]) for labels in (truth, cleaned)]
     return _Film(
         accuracy=pixel_accuracy(truth[scored], raw[scored]) if scored.any() else float("nan"),
         overlaps=(
-            [overlaps[region.name].dice for region in regions],
-            [overlaps[region.name].jaccard for region in regions],
+            [each.dice for each in overlaps],
+            [each.jaccard for each in overlaps],
             [surface.mean for surface in surfaces],
             [surface.percentile95 for surface in surfaces],
-            [after[region.name].dice for region in regions],
+            [after[region.name].dice if pair else float("nan") for region, pair in zip(regions, masks, strict=True)],
         ),
-        lungs=overlap(np.isin(truth, lungs), np.isin(cleaned, lungs)).dice if len(lungs) == 2 else float("nan"),
+        lungs=overlap(both[0], both[1]).dice if drawn_lungs == {*LUNGS} else float("nan"),
         carina=float("nan") if carina is None else centroid_distance(truth == carina, cleaned == carina),
         astray={"raw": is_carina_astray(raw, regions), "cleaned": is_carina_astray(cleaned, regions)},
         repaired=film.segmentation.repaired_pixels,

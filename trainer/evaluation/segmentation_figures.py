@@ -71,7 +71,7 @@ def draw_comparison(
         assert film.segmentation is not None
         picture = grey(films, row)
         line[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
-        line[1].imshow(draw_regions(picture, np.asarray(films.labels[row], np.uint8), regions))
+        line[1].imshow(draw_regions(picture, films.label_map(row), regions))
         line[2].imshow(draw_regions(picture, film.segmentation.raw, regions))
         line[0].set_ylabel(what, fontsize=11)
         line[2].set_xlabel(f"mean Dice {scores.mean_dice[place]:.3f}")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from schema.regions import LUNGS, Region
+from schema.regions import Region, is_lung
 from trainer.data.store import Samples
+from trainer.evaluation.outline_figures import OUTLINES, PROBABILITIES, draw_outlines, draw_probabilities
 from trainer.evaluation.paper_figures import (
     HOLSTE_ACCURACY,
     HOLSTE_FILMS,
@@ -53,6 +54,9 @@ def write_segmentation(evaluation: Evaluation, scores: SegmentationScores) -> tu
     chosen = ranked_films(scores)
     if chosen:
         pictures.append(draw_comparison(evaluation, scores, chosen, out / COMPARISON))
+        pictures.append(draw_outlines(evaluation, scores, chosen, out / OUTLINES))
+    if chosen and scores.threshold is not None:
+        pictures.append(draw_probabilities(evaluation, scores, chosen[len(chosen) // 2][1], out / PROBABILITIES))
     summary = _summary(scores, intervals, failures)
     blocks = [
         *_overall(scores, intervals),
@@ -68,11 +72,14 @@ def write_segmentation(evaluation: Evaluation, scores: SegmentationScores) -> tu
 def _intervals(scores: SegmentationScores, replicates: int, seed: int) -> dict[str, Interval]:
     """Every mean over films with its interval, from one and the same draws."""
     overlaps, scored = scores.overlaps, scores.scored
-    lungs = np.array([region.name in LUNGS for region in scores.regions]) & scored
+    foreground = np.array([region.name != Region.BACKGROUND for region in scores.regions])
+    lungs = np.array([is_lung(region.name) for region in scores.regions]) & scored
     columns = {
         "accuracy": scores.accuracy,
         "mean_dice": scores.mean_dice,
         "mean_jaccard": row_means(overlaps.jaccard[:, scored]),
+        "foreground_dice": row_means(overlaps.dice[:, scored & foreground]),
+        "foreground_jaccard": row_means(overlaps.jaccard[:, scored & foreground]),
         "mean_dice_cleaned": row_means(overlaps.dice_cleaned[:, scored]),
         "lung_dice": row_means(overlaps.dice[:, lungs]),
         "lungs_together": scores.lungs,
@@ -128,6 +135,7 @@ def _write_films(films: Samples, scores: SegmentationScores, path: Path) -> None
         "mean_dice",
         "lungs_together",
         *(f"dice_{name}" for name in names),
+        *(f"jaccard_{name}" for name in names),
     ]
     headers += [*(f"surface_{name}" for name in names), "carina_distance", "repaired_pixels", "refused"]
     headers += [f"{kind}_{source}" for source in SOURCES for kind in kinds]
@@ -140,6 +148,7 @@ def _write_films(films: Samples, scores: SegmentationScores, path: Path) -> None
             scores.mean_dice[place],
             scores.lungs[place],
             *scores.overlaps.dice[place],
+            *scores.overlaps.jaccard[place],
             *scores.overlaps.surface[place],
             scores.carina[place],
             int(scores.repaired[place]),
@@ -184,8 +193,10 @@ def _lowest_lungs(scores: SegmentationScores) -> float:
 def _overall(scores: SegmentationScores, intervals: Mapping[str, Interval]) -> list[str]:
     titles = {
         "accuracy": "pixel accuracy",
-        "mean_dice": "mean Dice over all scored regions, background included",
+        "mean_dice": "mean Dice over all scored regions, background included where it is measured",
         "mean_jaccard": "mean Jaccard, likewise",
+        "foreground_dice": "mean Dice without background",
+        "foreground_jaccard": "mean Jaccard without background",
         "mean_dice_cleaned": "mean Dice after post-processing",
         "lung_dice": "mean Dice of the two lungs",
         "lungs_together": "mean Dice of both lungs as one, after post-processing",
@@ -206,8 +217,8 @@ def _overall(scores: SegmentationScores, intervals: Mapping[str, Interval]) -> l
         )
     blocks = [
         "## Masks",
-        f"Raw winner-takes-all masks on the network's {scores.grid[0]} x {scores.grid[1]} grid, as the paper measures "
-        f"them; means over the {len(scores.rows)} films that show a chest, with 95 % bootstrap intervals.",
+        f"{_how_found(scores)} on the network's {scores.grid[0]} x {scores.grid[1]} grid; means over the "
+        f"{len(scores.rows)} films that show a chest, with 95 % bootstrap intervals.",
         markdown(["", "mean (95 % interval)"], rows),
     ]
     refused = sum(bool(code) for code in scores.verdicts)
@@ -220,6 +231,16 @@ def _overall(scores: SegmentationScores, intervals: Mapping[str, Interval]) -> l
             f"{strange} of them would be refused at night. They enter no other number."
         )
     return blocks
+
+
+def _how_found(scores: SegmentationScores) -> str:
+    if scores.threshold is None:
+        return "Raw winner-takes-all masks"
+    return (
+        f"Every region by itself, where its probability is above {scores.threshold:g}, and no background; what is said "
+        "of masks after post-processing and of single pixels is of label maps, where the later of two regions lies on "
+        "top. All"
+    )
 
 
 def _regions(scores: SegmentationScores, intervals: Mapping[str, Interval]) -> list[str]:
@@ -284,6 +305,11 @@ def _figures(scores: SegmentationScores, chosen: list[tuple[str, int]]) -> list[
     if chosen:
         films = ", ".join(f"{what} {int(scores.rows[place]) + 1}" for what, place in chosen)
         blocks.append(f"![Film, truth and prediction of the best, the median and the worst film]({COMPARISON})")
+        blocks.append(
+            f"![Outlines on the same films, the truth's green, the prediction's red, both yellow; Jaccards]({OUTLINES})"
+        )
+        if scores.threshold is not None:
+            blocks.append(f"![Probability of each region on the median film]({PROBABILITIES})")
         blocks.append(f"Shown by their number in `films.csv`: {films}.")
     return blocks
 

@@ -212,7 +212,7 @@ def _compare(
     """One film's Dice by name, and whether its lungs changed sides (1 or 0; NaN where that cannot be said)."""
     true = {name: truth == value for value, name in enumerate(found, 1)}
     dice = {name: overlap(true[name], found[name]).dice for name in found if sides_told}
-    if BOTH_LUNGS not in names:
+    if not {*LUNGS} <= {*found}:
         return dice, float("nan")
     left, right = LUNGS
     dice[BOTH_LUNGS] = overlap(true[left] | true[right], found[left] | found[right]).dice

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schema.findings import title
-from schema.regions import LUNGS
+from schema.regions import is_lung
 from trainer.evaluation.drawing import canvas, save
 from trainer.evaluation.stress import BOTH_LUNGS, Night, StressScores, masks_of
 from trainer.evaluation.whole_films import read_whole
@@ -51,9 +51,10 @@ def _picture(at_night: Night, scores: StressScores, p: int, n: int, *, masks: bo
     if truth is None:
         return np.asarray(shown, np.uint8)
     found = masks_of(work, at_night, regions)
+    lungs = [region for region in regions if is_lung(region)]
     for colour, drawn in (
-        (_TRUTH, [truth == 1 + regions.index(lung) for lung in LUNGS]),
-        (_FOUND, [found[lung] for lung in LUNGS]),
+        (_TRUTH, [truth == 1 + regions.index(lung) for lung in lungs]),
+        (_FOUND, [found[lung] for lung in lungs]),
     ):
         for mask in drawn:
             large = cv2.resize(mask.astype(np.uint8), shown.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -12,11 +12,10 @@ from schema.bundle import Manifest, Task
 from schema.regions import Region
 from trainer.data import phantoms
 from trainer.data.images import read_picture
-from trainer.data.records import LUNGS, Dataset, FilmRecord
+from trainer.data.records import EIGHT, LUNGS, Dataset, FilmRecord, tells
 from trainer.data.truth import read_labels, renamed
 from trainer.errors import DataError
 from trainer.evaluation.films import films_of_part, has_truth, recipe_of
-from trainer.recipe import ALL_REGIONS
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -128,7 +127,9 @@ def scored_regions(manifest: Manifest, dataset: Dataset) -> tuple[str, ...]:
     return tuple(
         region.name
         for region in manifest.regions
-        if region.name != Region.BACKGROUND and region.origin != "derived" and (not only_lungs or region.name in LUNGS)
+        if region.name != Region.BACKGROUND
+        and region.origin != "derived"
+        and (not only_lungs or tells(LUNGS, region.name))
     )
 
 
@@ -153,11 +154,11 @@ def read_whole(record: FilmRecord, regions: Sequence[str], manifest: Manifest) -
     if record.image is None:
         assert record.seed is not None
         drawn = phantoms.drawing_of(record.seed).draw()
-        return WholeFilm(drawn.image, renamed(drawn.labels, ALL_REGIONS, wanted) if regions else None)
+        return WholeFilm(drawn.image, renamed(drawn.labels, EIGHT, wanted) if regions else None)
     # To ask of a mask of lungs for more than the lungs would have the rest derived.
     asked = wanted if record.truth_kind == "lungs" else tuple(region.name for region in manifest.regions)
     try:
-        picture = read_picture(record.image, ())
+        picture = read_picture(record.image, (), record.raw)
         if not regions or not record.truth_kind:
             return WholeFilm(picture.plane, None)
         labels, _ = read_labels(record, picture.geometry, asked)

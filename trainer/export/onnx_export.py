@@ -16,6 +16,8 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from schema.bundle import Task
+from trainer.networks.heads import competing
+from trainer.recipe import Recipe
 
 OPSET = 20
 #: The outputs of a task, in order: see :class:`schema.bundle.Member`.
@@ -46,6 +48,25 @@ class SegmentationOutputs(nn.Module):  # type: ignore[misc]
         return torch.softmax(logits if self.lowered is None else logits - self.lowered, dim=1)
 
 
+class SigmoidOutputs(nn.Module):  # type: ignore[misc]
+    """A segmentation network of which each channel stands for itself: ``probabilities`` (N, regions, H, W).
+
+    They are those of :func:`trainer.networks.heads.competing`, so that a sigmoid network runs wherever one with softmax
+    does; nothing is taken off a logit, because a threshold decides. ``background`` says whether the network has a
+    channel for the background, which only its loss needs.
+    """
+
+    def __init__(self, network: nn.Module, threshold: float, *, background: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.threshold = threshold
+        self.first = int(background)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Probabilities, one channel per region, background first."""
+        return competing(torch.sigmoid(self.network(image)[:, self.first :]), self.threshold)
+
+
 class ClassificationOutputs(nn.Module):  # type: ignore[misc]
     """A classifier with its sigmoid: ``probabilities`` (N, findings) and ``cam`` (N, findings, h, w)."""
 
@@ -57,6 +78,15 @@ class ClassificationOutputs(nn.Module):  # type: ignore[misc]
         """Probabilities before temperature scaling, and raw class activation maps."""
         logits, maps = self.network(image)
         return torch.sigmoid(logits), maps
+
+
+def outputs_of(recipe: Recipe, network: nn.Module, lowered: Sequence[float] = ()) -> nn.Module:
+    """The recipe's network with what its bundle's member answers; ``lowered`` as for :class:`SegmentationOutputs`."""
+    if recipe.task == "classification":
+        return ClassificationOutputs(network)
+    if recipe.network.activation == "sigmoid":
+        return SigmoidOutputs(network, recipe.network.threshold, background=recipe.has_background)
+    return SegmentationOutputs(network, lowered)
 
 
 def export_onnx(module: nn.Module, path: Path, shape: tuple[int, int, int], outputs: Sequence[str]) -> None:

@@ -46,10 +46,9 @@ from trainer.export.measured import check_engines, measure_findings, measure_seg
 from trainer.export.model_card import model_card
 from trainer.export.onnx_export import (
     OUTPUTS,
-    ClassificationOutputs,
-    SegmentationOutputs,
     export_onnx,
     folded,
+    outputs_of,
     round_weights,
 )
 from trainer.export.operating_point import NO_THRESHOLD, settle_carina, weighs_the_carina
@@ -269,11 +268,9 @@ def _network(run: Run, name: str) -> _Network:
     )
     network = folded(trained)
     round_weights(network)
-    if recipe.task == "classification":
-        return _Network(run, member, ClassificationOutputs(network).eval())
     lowered = _lowered(run, network)
     amounts = [lowered.get(region, 0.0) for region in recipe.data.regions]
-    return _Network(run, member, SegmentationOutputs(network, amounts).eval(), lowered)
+    return _Network(run, member, outputs_of(recipe, network, amounts).eval(), lowered)
 
 
 def _is_left_out(parameter: str) -> bool:

@@ -12,12 +12,18 @@ import numpy.typing as npt
 import torch
 
 from trainer.errors import RecipeError
+from trainer.losses.class_frequency import ClassFrequencyCrossEntropy, ClassFrequencyDice
 from trainer.losses.classification import BinaryCrossEntropy, DistributionBalanced, Focal, check_labels
+from trainer.losses.jaccard import BinaryCrossEntropyJaccard
 from trainer.losses.segmentation import CrossEntropy, CrossEntropyDice, GeneralisedDice
 from trainer.losses.statistics import LabelStatistics
+from trainer.losses.truth import Activation
+from trainer.losses.tversky import Tversky
 from trainer.recipe import nearest
+from trainer.region_losses import REGION_LOSSES
 
-#: Logits (N, R, H, W), labels int64 (N, H, W) and pixel weights (N, H, W) or None to a scalar.
+#: Logits (N, channels, H, W), truth and pixel weights (N, H, W) or None to a scalar. Truth is int64 (N, H, W), or float
+#: (N, R, H, W) for those that :data:`trainer.region_losses.REGION_LOSSES` calls soft: :mod:`trainer.losses.truth`.
 SegmentationLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 #: Logits (N, F) and targets (N, F), NaN where not known, to a scalar.
@@ -40,6 +46,18 @@ class _Number:
             most = "" if self.high == math.inf else f", {self.high:g} at most"
             raise RecipeError(f"loss.options.{key} is {value!r}: it must be a number, {least}{most}.")
         return float(value)
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """An option that is true or false."""
+
+    default: bool
+
+    def read(self, key: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise RecipeError(f"loss.options.{key} is {value!r}: it must be true or false.")
+        return value
 
 
 _DISTRIBUTION_BALANCED = {
@@ -80,11 +98,28 @@ _SEGMENTATION: dict[str, tuple[Callable[..., SegmentationLoss], bool]] = {
     "cross_entropy_dice": (CrossEntropyDice, True),
 }
 
-SEGMENTATION_LOSSES: tuple[str, ...] = tuple(_SEGMENTATION)
+_WEIGHTED = {"weighted": _Flag(True)}
+_TVERSKY = {"alpha": _Number(0.6), "beta": _Number(0.4)}
+
+#: The losses that are told the network's activation: name → options and the loss.
+_BY_ACTIVATION: dict[str, tuple[Mapping[str, _Number | _Flag], Callable[..., SegmentationLoss]]] = {
+    "class_frequency_cross_entropy": (_WEIGHTED, ClassFrequencyCrossEntropy),
+    "class_frequency_dice": (_WEIGHTED, ClassFrequencyDice),
+    "tversky": (_TVERSKY, Tversky),
+    "focal_tversky": ({**_TVERSKY, "exponent": _Number(0.675, above=True)}, Tversky),
+    "binary_cross_entropy_jaccard": (
+        {"jaccard_weight": _Number(1.0)},
+        lambda activation, **options: BinaryCrossEntropyJaccard(**options),
+    ),
+}
+
+SEGMENTATION_LOSSES: tuple[str, ...] = (*_SEGMENTATION, *_BY_ACTIVATION)
 CLASSIFICATION_LOSSES: tuple[str, ...] = tuple(_CLASSIFICATION)
 
 
-def segmentation_loss(name: str, options: Mapping[str, Any], regions: Sequence[str]) -> SegmentationLoss:
+def segmentation_loss(
+    name: str, options: Mapping[str, Any], regions: Sequence[str], activation: Activation = "softmax"
+) -> SegmentationLoss:
     """A loss for regions.
 
     Parameters
@@ -92,16 +127,29 @@ def segmentation_loss(name: str, options: Mapping[str, Any], regions: Sequence[s
     name
         One of :data:`SEGMENTATION_LOSSES`.
     options
-        ``class_weights``: region name → weight above 0, 1 where not given; of the two that have cross-entropy.
+        ``class_weights``: region name → weight above 0, 1 where not given; of Holste's two that have cross-entropy.
+        ``weighted`` (true) of Novikov's two; ``alpha`` (0.6, false negatives), ``beta`` (0.4, false positives) and,
+        focal only, ``exponent`` (0.675) of the Tversky losses; ``jaccard_weight`` (1) of Wang's.
     regions
         The names of label values 0, 1, 2, ...
+    activation
+        Of the network; which loss is for which, :data:`trainer.region_losses.REGION_LOSSES` tells.
 
     Raises
     ------
     RecipeError
-        Unknown name, option or region (the nearest is named), or a weight that is none.
+        Unknown name, option or region (the nearest is named), a weight that is none, or a loss for another activation.
     """
-    make, weighted = _chosen(name, _SEGMENTATION)
+    kind = _chosen(name, REGION_LOSSES)
+    if activation not in kind.activations:
+        raise RecipeError(f"loss.name: {name} is for {' or '.join(kind.activations)} and not for {activation}.")
+    if name in _BY_ACTIVATION:
+        known, build = _BY_ACTIVATION[name]
+        _refuse_unknown("loss.options", options, known)
+        return build(
+            activation, **{key: option.read(key, options.get(key, option.default)) for key, option in known.items()}
+        )
+    make, weighted = _SEGMENTATION[name]
     _refuse_unknown("loss.options", options, ("class_weights",) if weighted else ())
     if "class_weights" not in options:
         return make()

@@ -12,6 +12,7 @@ Decided here, since the papers leave it open:
   a grey picture, repeated over the channels as ``preprocess`` does, gives the same features.
 - The head is taken over when it has the same number of outputs (what they mean is for the
   recipe's author to know), and is otherwise left fresh.
+- Of a U-Net on an encoder (Wang et al.) the encoder is what starts from elsewhere: its way up counts as head.
 - Less than 90 % of the numbers below the head is not a start but a mistake: an error.
 - ``num_batches_tracked`` counters are passed over: files from before 2018 have none, and nothing reads them.
 """
@@ -36,15 +37,20 @@ RUN_WEIGHTS = "network.pt"
 #: Where the weights lie in a file that holds other things too.
 _PLACES = ("state_dict", "model", "network", "model_state_dict", "model_state", "net")
 #: Outer modules that say nothing about which layer it is.
-_WRAPPERS = frozenset({"module", "model", "backbone", "network", "net", "densenet121", "densenet169", "resnet101"})
+_WRAPPERS = frozenset(
+    {"module", "model", "backbone", "network", "net", "densenet121", "densenet169", "resnet34", "resnet101"}
+)
 #: torchvision's and MONAI's names to those of :mod:`trainer.networks.classifiers`.
 _RENAMED = (
     (re.compile(r"\.(denselayer\d+)\.(norm|conv)\.?([12])\."), r".\1.layers.\2\3."),
+    (re.compile(r"^encoder\."), "features."),
     (re.compile(r"^(conv1|bn1|layer[1-4])\."), r"features.\1."),
     (re.compile(r"^(classifier|class_layers\.out|fc)(\.0)?\.(?=weight$|bias$)"), "head."),
 )
 #: Layers that belong to a task, not to what a network has learned to see.
 _HEADS = ("head.", "place.")
+#: The way up of a network whose other part is a classifier's.
+_WAY_UP = "expanding."
 _SHOWN = 6
 
 
@@ -116,7 +122,8 @@ def initialise(network: nn.Module, path: str | Path) -> CheckpointReport:
         given[plain] = fitted
         if fitted.shape != tensor.shape:
             reshaped.append(own[plain])
-    below = {plain: state[name].numel() for plain, name in own.items() if not plain.startswith(_HEADS)}
+    heads = (*_HEADS, _WAY_UP) if any(plain.startswith("features.") for plain in own) else _HEADS
+    below = {plain: state[name].numel() for plain, name in own.items() if not plain.startswith(heads)}
     share = sum(below[plain] for plain in given if plain in below) / sum(below.values())
     if share < ENOUGH:
         missing = [own[plain] for plain in below if plain not in given]

@@ -71,10 +71,13 @@ class TrainingData(lightning.LightningDataModule):  # type: ignore[misc]
             drawn = [samples.labels[index] for index in parts.train]
             if copies is not None and copies.labels is not None:
                 drawn += list(copies.labels)
-            frequencies = class_frequencies(drawn, recipe.outputs)
+            frequencies = class_frequencies(drawn, len(recipe.data.regions))
         self.recipe, self.devices, self.workers = recipe, devices, workers
         self.train = FilmDataset(samples, parts.train, recipe, frequencies=frequencies, copies=copies, live=True)
-        self.validation = FilmDataset(samples, parts.validation, recipe, frequencies=frequencies)
+        #: How many of ``validation``'s films are of the validation part; the rest are training films, as they are.
+        self.judged = len(parts.validation)
+        watched = parts.train if recipe.training.training_metrics else ()
+        self.validation = FilmDataset(samples, (*parts.validation, *watched), recipe, frequencies=frequencies)
         self.batches = recipe.training.steps_per_epoch or math.ceil(len(self.train) / batch)
 
     @property

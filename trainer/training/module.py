@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from schema.regions import LUNGS
+from schema.regions import is_lung
+from trainer.networks.heads import region_channels
 from trainer.recipe import Recipe
 from trainer.training.optimisation import make_optimiser, rate_factor
 from worker.metrics import auroc
@@ -99,7 +100,7 @@ class FilmModule(lightning.LightningModule):  # type: ignore[misc]
         self._rows += [(int(film), loss, row) for film, row in zip(films, values, strict=True)]
 
     def on_validation_epoch_end(self) -> None:
-        """Metrics over all films of all devices, in the films' order."""
+        """Metrics over all films of all devices, in the films' order; those of training films begin with ``train_``."""
         rows = self._rows
         if self.trainer.world_size > 1:
             parts: list[list[Row]] = [[] for _ in range(self.trainer.world_size)]
@@ -107,8 +108,12 @@ class FilmModule(lightning.LightningModule):  # type: ignore[misc]
             rows = [row for part in parts for row in part]
         self._rows = []
         rows = sorted(rows, key=lambda row: row[0])
+        judged = self.trainer.datamodule.judged
         values = np.stack([row[2] for row in rows])
-        self.measured = {"loss": float(np.mean([row[1] for row in rows])), **self.conclude(values)}
+        losses = np.array([row[1] for row in rows])
+        self.measured = {"loss": float(losses[:judged].mean()), **self.conclude(values[:judged])}
+        if len(rows) > judged:
+            self.measured |= {f"train_{name}": value for name, value in self.conclude(values[judged:]).items()}
 
     def picture(self, batch: Batch) -> torch.Tensor:
         """Pictures float32 (N, C, H, W) in the recipe's memory format."""
@@ -133,16 +138,19 @@ ClassificationLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class SegmentationModule(FilmModule):
-    """Regions: Dice of each over the winner-takes-all maps, averaged over films and then over regions.
+    """Regions: Dice of each, averaged over films and then over regions.
 
-    ``mean_dice`` is over all regions, background included, as in Holste et al., section 2.3; a region that
-    neither truth nor prediction has does not count for that film. ``lung_dice`` is over the two lungs.
+    Under softmax it is that of the winner-takes-all maps, and ``mean_dice`` is over all regions, background included,
+    as in Holste et al., section 2.3. Under sigmoid it is that of each region by itself, found where its probability is
+    above the recipe's threshold (Novikov et al., eq. 9), and the background has none. A region that neither truth nor
+    prediction has does not count for that film. ``lung_dice`` is over the two lungs, or their one region.
     """
 
     def __init__(self, recipe: Recipe, network: nn.Module, steps_per_epoch: int, loss: SegmentationLoss) -> None:
         super().__init__(recipe, network, steps_per_epoch)
         self.loss = loss
-        self.regions = recipe.data.regions
+        self.competing = recipe.network.activation == "softmax"
+        self.regions = recipe.data.regions if self.competing else recipe.data.regions[1:]
 
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         """The recipe's loss."""
@@ -151,21 +159,38 @@ class SegmentationModule(FilmModule):
     def measure(self, batch: Batch) -> tuple[float, npt.NDArray[np.float64]]:
         """Loss, and per film the Dice of each region, NaN where it is in neither map."""
         logits = self.network(self.picture(batch))
-        overlaps = film_dice(logits.argmax(dim=1), batch["labels"].long(), len(self.regions))
+        if self.competing:
+            overlaps = film_dice(logits.argmax(dim=1), batch["labels"].long(), len(self.regions))
+        else:
+            found = logits[:, -len(self.regions) :].float().sigmoid() > self.recipe.network.threshold
+            overlaps = mask_dice(found, self._as_channels(batch["labels"])[:, 1:] > 0)
         return float(self._loss(logits, batch)), overlaps.cpu().numpy()
 
     def conclude(self, values: npt.NDArray[np.float64]) -> dict[str, float]:
         """Means of (films, regions)."""
         dice = dict(zip(self.regions, _column_means(values), strict=True))
         means = {"mean_dice": _mean(list(dice.values()))}
-        lungs = [dice[lung] for lung in LUNGS if lung in dice]
+        lungs = [value for region, value in dice.items() if is_lung(region)]
         if lungs:
             means["lung_dice"] = _mean(lungs)
         return {**means, **{f"dice_{region}": value for region, value in dice.items()}}
 
     def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(logits.float(), batch["labels"].long(), batch.get("weights"))
+            return self.loss(logits.float(), self._truth(batch), batch.get("weights"))
+
+    def _truth(self, batch: Batch) -> torch.Tensor:
+        """Label maps int64 (N, H, W), or channels (N, R, H, W) where a pixel may be of several regions or in part."""
+        if "mixed_labels" in batch:
+            share = batch["share"].view(-1, 1, 1, 1)
+            return share * self._as_channels(batch["labels"]) + (1 - share) * self._as_channels(batch["mixed_labels"])
+        if self.recipe.data.overlapping:
+            return self._as_channels(batch["labels"])
+        return batch["labels"].long()
+
+    def _as_channels(self, labels: torch.Tensor) -> torch.Tensor:
+        data = self.recipe.data
+        return region_channels(labels, len(data.regions), overlapping=data.overlapping)
 
 
 class ClassificationModule(FilmModule):
@@ -259,6 +284,12 @@ def film_dice(prediction: torch.Tensor, truth: torch.Tensor, regions: int) -> to
     counts = counts.view(films, regions, regions).double()
     both = counts.diagonal(dim1=1, dim2=2)
     return 2 * both / (counts.sum(dim=1) + counts.sum(dim=2))
+
+
+def mask_dice(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Dice of masks, both bool (N, R, H, W): float64 (N, R), NaN where both are empty."""
+    both = (prediction & truth).sum((2, 3)).double()
+    return 2 * both / (prediction.sum((2, 3)) + truth.sum((2, 3)))
 
 
 def _column_means(values: npt.NDArray[np.float64]) -> list[float]:

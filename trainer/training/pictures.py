@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.data.store import Samples
+from trainer.networks.heads import competing
 from trainer.recipe import Recipe
 from worker.results.overlay import draw_heatmap, draw_regions
 
@@ -64,9 +65,8 @@ def draw_overlays(network: nn.Module, recipe: Recipe, samples: Samples, folder: 
         with torch.inference_mode():
             answer = network(torch.from_numpy(picture)[None])
         if recipe.task == "segmentation":
-            assert samples.labels is not None
-            found = answer[0].argmax(dim=0).numpy().astype(np.uint8)
-            pair = [draw_regions(grey, labels, recipe.region_definitions) for labels in (samples.labels[number], found)]
+            maps = (samples.label_map(number), label_map(answer, recipe)[0])
+            pair = [draw_regions(grey, labels, recipe.region_definitions) for labels in maps]
         else:
             probabilities = torch.sigmoid(answer[0][0]).numpy()
             heat = answer[1][0, int(probabilities.argmax())].numpy()
@@ -79,6 +79,13 @@ def draw_overlays(network: nn.Module, recipe: Recipe, samples: Samples, folder: 
         cv2.imwrite(str(path), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
         written.append(path)
     return written
+
+
+def label_map(logits: torch.Tensor, recipe: Recipe) -> ByteArray:
+    """Label maps uint8 (N, H, W) of what a segmentation network answers, (N, channels, H, W)."""
+    if recipe.network.activation == "sigmoid":
+        logits = competing(logits[:, int(recipe.has_background) :].sigmoid(), recipe.network.threshold)
+    return np.asarray(logits.argmax(dim=1).numpy(), np.uint8)
 
 
 def _unit(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -3,11 +3,13 @@
 =====================  =======================================================================
 recipe.toml            every setting, defaults included
 split.csv              each film's name, patient key and part
-data.json              where the films came from, the digest of their content, counts
+data.json              where the films came from, the digest of their content, counts, measured grey values
 films.npz              the films' targets and ages, and which files of the cache hold their pictures
 metrics.csv            a row per epoch; the same however often the training was interrupted
 curves.png             the same as a picture
 overlays/              some validation films, truth beside prediction, by the chosen weights
+progression/           one validation film's probabilities after every epoch, where the recipe asks for them
+progression.png        some of them side by side
 checkpoints/last.ckpt  state to go on from: Lightning's, and the epochs so far
 checkpoints/best.ckpt  the same as it was at the best epoch
 network.pt             the chosen weights, a plain ``state_dict``
@@ -51,6 +53,8 @@ from trainer.training.stored import open_samples
 Row = dict[str, float]
 
 _LOCK = ".lock"
+#: Where ``data.json`` keeps the mean and standard deviation that a recipe leaves to the training films.
+MEASURED = "standardise"
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class RunFolder:
         left = (self.data, self.split, self.films, self.metrics, self.facts, self.weights, self.onnx, self.curves)
         for path in left:
             path.unlink(missing_ok=True)
-        for folder in ("checkpoints", "overlays", "evaluation", "bundle"):
+        for folder in ("checkpoints", "overlays", "progression", "evaluation", "bundle"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         self.recipe.unlink()
 
@@ -218,7 +222,7 @@ class Run:
     """A finished training."""
 
     folder: Path
-    recipe: Recipe
+    recipe: Recipe  #: with the training films' own mean and standard deviation, where it asks for them
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -282,7 +286,10 @@ def load_run(path: Path) -> Run:
         raise RunError(f"{path} is no run folder: it has no recipe.toml.")
     if not folder.is_finished():
         raise RunError(f"The training in {path} is not finished: go on with carina train {folder.recipe} --out {path}.")
-    return Run(path, read_recipe(folder.recipe))
+    recipe = read_recipe(folder.recipe)
+    if recipe.needs_statistics:
+        recipe = recipe.measured(**json.loads(folder.data.read_text("utf-8"))[MEASURED])
+    return Run(path, recipe)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Transformed copies of each training film, made once and kept (Holste et al., section 2.2)."""
+"""Transformed copies of each training film, made once and kept (Holste et al., section 2.2; Wang et al.)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.augment import saved_copy
+from trainer.augment import saved_copy, side_swaps
 from trainer.data.store import Samples
 from trainer.recipe import Recipe
+from trainer.training.greys import Greys
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def _make(
     samples: Samples, train: tuple[int, ...], recipe: Recipe, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
     table = recipe.augmentation.saved
+    swaps = side_swaps(recipe.data.regions, table.varied, overlapping=recipe.data.overlapping)
+    greys = Greys.of(recipe)
     count = table.copies * len(train)
     open_array = np.lib.format.open_memmap
     pictures = open_array(folder / "pictures.npy", "w+", np.float16, (count, *samples.pictures.shape[2:]))
@@ -70,8 +73,9 @@ def _make(
         index = train[film]
         rng = np.random.Generator(np.random.PCG64([recipe.training.seed, copy, film]))
         truth = None if samples.labels is None else np.array(samples.labels[index])
-        picture, truth = saved_copy(samples.pictures[index, :1].astype(np.float32), truth, rng, table)
-        pictures[place] = picture[0]
+        stored = samples.pictures[index, :1].astype(np.float32)
+        picture, truth = saved_copy(greys.plain(stored), truth, rng, table, swaps)
+        pictures[place] = greys.shown(picture)[0]
         if labels is not None and truth is not None:
             labels[place] = truth
         progress(place + 1, count)

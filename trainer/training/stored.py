@@ -37,6 +37,7 @@ def store_samples(samples: Samples, path: Path) -> None:
     arrays = {"pictures": samples.pictures[:, 0], "labels": samples.labels, "places": samples.places}
     facts: dict[str, Any] = {"digest": samples.digest, "channels": samples.pictures.shape[1], "arrays": {}}
     facts["derived"] = list(samples.derived)
+    facts["overlapping"] = samples.overlapping
     for name, array in arrays.items():
         if array is None:
             continue
@@ -83,6 +84,7 @@ def open_samples(path: Path) -> Samples:
             ages=kept["ages"],
             digest=facts["digest"],
             derived=tuple(facts.get("derived", ())),
+            overlapping=bool(facts.get("overlapping", False)),
         )
 
 

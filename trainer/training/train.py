@@ -13,7 +13,7 @@ import platform
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -27,11 +27,11 @@ import torch
 from torch import nn
 
 import worker
-from schema.regions import LUNGS
+from schema.regions import is_lung
 from trainer.data.records import PARTS, Dataset
 from trainer.data.splits import Split, choose_films, split
 from trainer.data.store import Samples, build_samples
-from trainer.errors import RecipeError
+from trainer.errors import DataError, RecipeError
 from trainer.losses.registry import check_targets, classification_loss, segmentation_loss
 from trainer.losses.statistics import LabelStatistics
 from trainer.networks.registry import build_network
@@ -42,12 +42,15 @@ from trainer.training.module import ClassificationModule, FilmModule, Segmentati
 from trainer.training.optimisation import weight_average
 from trainer.training.pictures import OVERLAYS, draw_curves, draw_overlays
 from trainer.training.progress import TrainingProgress, Watch
+from trainer.training.progression import Progression, draw_progression, first_chest
 from trainer.training.record import Record, best_epoch
-from trainer.training.run_folder import Run, RunFolder, load_run, save_whole
+from trainer.training.run_folder import MEASURED, Run, RunFolder, load_run, save_whole
 from trainer.training.saved_copies import build_copies
 from trainer.training.stored import store_samples
 
 _PREFIX = "network."
+_LEAST_STD = 1e-4
+_DIGITS = 6
 _LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning")
 
 
@@ -103,7 +106,7 @@ def train(
     cache = cache or folder.cache
     with folder.held():
         folder.begin(recipe, resume=resume)
-        samples, parts = _prepare(recipe, dataset, folder, cache, progress)
+        recipe, samples, parts = _prepare(recipe, dataset, folder, cache, progress)
         if folder.is_finished():
             progress.say(f"{folder.path} is trained already.")
             return load_run(folder.path)
@@ -131,7 +134,7 @@ def train(
 
 def _check_monitor(recipe: Recipe) -> None:
     """Refuse to choose epochs by a metric that the recipe's regions do not give."""
-    if recipe.training.monitor == "lung_dice" and not set(LUNGS) & set(recipe.data.regions):
+    if recipe.training.monitor == "lung_dice" and not any(map(is_lung, recipe.data.regions)):
         raise RecipeError(
             f"Recipe {recipe.name} chooses its epoch by lung_dice but has no lung among data.regions: "
             "set training.monitor to mean_dice."
@@ -140,12 +143,16 @@ def _check_monitor(recipe: Recipe) -> None:
 
 def _prepare(
     recipe: Recipe, dataset: Dataset, folder: RunFolder, cache: Path, progress: TrainingProgress
-) -> tuple[Samples, Split]:
-    """Films of all parts, one part after the other, and their places."""
+) -> tuple[Recipe, Samples, Split]:
+    """The recipe with what only the training films tell, films of all parts, one part after the other, their places."""
     chosen = split(dataset.records, recipe.data.split)
     chosen = replace(
         chosen, train=choose_films(chosen.train, recipe.data.films, dataset.records, recipe.data.split.seed)
     )
+    measured: dict[str, Any] = {}
+    if recipe.needs_statistics:
+        mean, std = _grey_statistics(recipe, dataset, chosen.train, cache, progress)
+        recipe, measured = recipe.measured(mean, std), {MEASURED: {"mean": mean, "std": std}}
     wanted = [index for part in PARTS for index in chosen.part(part)]
     samples = build_samples(
         dataset, wanted, recipe, cache, lambda done, total: progress.prepare("Films read", done, total)
@@ -159,13 +166,35 @@ def _prepare(
         "parts": {part: len(parts.part(part)) for part in PARTS},
         "patients": {part: len({samples.patients[i] for i in parts.part(part)}) for part in PARTS},
         "origin": dataset.origin,
+        **measured,
     }
     if recipe.task == "classification":
         facts["findings"] = {part: _counts(recipe, samples.targets[list(parts.part(part))]) for part in PARTS}
     rows = [(samples.names[i], samples.patients[i], part) for part in PARTS for i in parts.part(part)]
     folder.note_data(facts, rows)
     store_samples(samples, folder.films)
-    return samples, parts
+    return recipe, samples, parts
+
+
+def _grey_statistics(
+    recipe: Recipe, dataset: Dataset, train: Sequence[int], cache: Path, progress: TrainingProgress
+) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of the training films, as they are before they are standardised."""
+    films = build_samples(
+        dataset,
+        train,
+        recipe.before_statistics,
+        cache,
+        lambda done, total: progress.prepare("Films measured", done, total),
+    )
+    planes = films.pictures[:, 0]
+    means = np.array([plane.mean(dtype=np.float64) for plane in planes])
+    squares = np.array([np.square(plane, dtype=np.float64).mean() for plane in planes])
+    mean = float(means.mean())
+    std = float(np.sqrt(max(squares.mean() - mean**2, 0.0)))
+    if std < _LEAST_STD:
+        raise DataError("The training films are of one shade, which cannot be standardised: look at the films.")
+    return round(mean, _DIGITS), round(std, _DIGITS)
 
 
 def _counts(recipe: Recipe, targets: npt.NDArray[np.float32]) -> dict[str, dict[str, int]]:
@@ -178,7 +207,7 @@ def _counts(recipe: Recipe, targets: npt.NDArray[np.float32]) -> dict[str, dict[
 def _module(recipe: Recipe, network: nn.Module, samples: Samples, parts: Split, steps_per_epoch: int) -> FilmModule:
     name, options = recipe.loss.name, recipe.loss.options
     if recipe.task == "segmentation":
-        loss = segmentation_loss(name, options, recipe.data.regions)
+        loss = segmentation_loss(name, options, recipe.data.regions, recipe.network.activation)
         return SegmentationModule(recipe, network, steps_per_epoch, loss)
     learned = [*parts.train, *parts.validation]
     statistics = LabelStatistics.count(recipe.data.findings, samples.targets[list(parts.train)])
@@ -192,6 +221,11 @@ def _fit(
     table = module.recipe.training
     watch = Watch(progress, table.batch_size)
     averages = [weight_average(table.ema)] if table.ema else []
+    progression = []
+    if table.progression:
+        films = [data.validation[0, place] for place in range(min(OVERLAYS, data.judged))]
+        shown = films[first_chest(film["labels"] for film in films)]["picture"]
+        progression = [Progression(folder.path / "progression", module.recipe, shown.numpy())]
     restore = signal.getsignal(signal.SIGINT)
     several = machine.devices > 1
     try:
@@ -204,7 +238,7 @@ def _fit(
                 max_epochs=table.epochs,
                 accumulate_grad_batches=table.accumulate,
                 gradient_clip_val=table.gradient_clip or None,
-                callbacks=[watch, *averages, Record(folder, table, watch)],
+                callbacks=[watch, *averages, *progression, Record(folder, table, watch)],
                 sync_batchnorm=several and machine.accelerator == "cuda",
                 use_distributed_sampler=False,
                 num_sanity_val_steps=0,
@@ -237,6 +271,10 @@ def _finish(recipe: Recipe, folder: RunFolder, validation: Samples, progress: Tr
     folder.write_metrics(history)
     draw_curves(history, folder.curves)
     draw_overlays(network, recipe, validation, folder.path / "overlays")
+    if recipe.training.progression:
+        assert validation.labels is not None
+        pictures, film = folder.path / "progression", validation.subset([first_chest(validation.labels)])
+        draw_progression(pictures, recipe, film, len(history), pictures.with_suffix(".png"))
     _export(network, recipe, folder)
     save_whole(network.state_dict(), folder.weights)
     folder.note(
@@ -254,12 +292,10 @@ def _finish(recipe: Recipe, folder: RunFolder, validation: Samples, progress: Tr
 
 
 def _export(network: nn.Module, recipe: Recipe, folder: RunFolder) -> None:
-    from trainer.export.onnx_export import OUTPUTS, ClassificationOutputs, SegmentationOutputs, export_onnx
+    from trainer.export.onnx_export import OUTPUTS, export_onnx, outputs_of
 
-    outputs: Callable[[nn.Module], nn.Module]
-    outputs = SegmentationOutputs if recipe.task == "segmentation" else ClassificationOutputs
     partial = folder.onnx.with_name(f"{folder.onnx.name}.part")
-    export_onnx(outputs(network), partial, recipe.input_shape, OUTPUTS[recipe.task])
+    export_onnx(outputs_of(recipe, network), partial, recipe.input_shape, OUTPUTS[recipe.task])
     partial.replace(folder.onnx)
 
 

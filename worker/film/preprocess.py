@@ -24,6 +24,7 @@ from worker.film.prepared import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
 _LEVELS = 65536
+_CLAHE_LEVELS = 256
 
 
 @dataclass
@@ -84,9 +85,10 @@ def _equalise(state: _State) -> None:
 
 
 def _clahe(state: _State, clip_limit: float, tiles: int) -> None:
-    levels = _levels(state.film)
+    # A tile has some thousand pixels: spread over 65,536 bins none is full, and no limit ever clips.
+    levels = np.rint(np.clip(state.film, 0.0, 1.0) * np.float32(_CLAHE_LEVELS - 1)).astype(np.uint8)
     equalised = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(tiles, tiles)).apply(levels)
-    state.film = equalised.astype(np.float32) / np.float32(_LEVELS - 1)
+    state.film = equalised.astype(np.float32) / np.float32(_CLAHE_LEVELS - 1)
 
 
 _MODES = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
@@ -145,7 +147,8 @@ def _step(run: Callable[..., None], keys: Mapping[str, Check] | None = None, **d
 
 
 #: Step name → what it does. ``min_max`` and ``percentile`` stretch to 0-1 over the valid pixels,
-#: ``equalise`` is global histogram equalisation over them, ``clahe`` the contrast limited one.
+#: ``equalise`` is global histogram equalisation over them, ``clahe`` the contrast limited one, in
+#: ``tiles`` x ``tiles`` parts and 256 grey levels, of which none counts more than ``clip_limit`` times the mean.
 STEPS: dict[str, _Step] = {
     "min_max": _step(_min_max),
     "percentile": _step(

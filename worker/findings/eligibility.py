@@ -93,7 +93,7 @@ PAIR_LIMITS: dict[str, Limits] = {
 }
 
 #: With a single lung left (collapse, effusion, one lung removed), at least one of these is seen too.
-MIDLINE = (Region.SPINE, Region.MEDIASTINUM)
+MIDLINE = (Region.SPINE, Region.MEDIASTINUM, Region.HEART)
 
 
 @dataclass(frozen=True)

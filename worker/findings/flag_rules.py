@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from schema.regions import Region
+from schema.regions import MERGED, Region
 from worker.film.observations import OBSERVATION_RULES
 
 YEAR_DAYS = 365.25
@@ -130,12 +130,19 @@ UNKNOWN_RULE = FlagRule(1, "Noticed while reading the film: {rule}", "Look at th
 CONTINUES_BEHIND: dict[str, tuple[str, ...]] = {
     Region.MEDIASTINUM: (Region.SPINE, Region.CARINA),
     Region.SPINE: (Region.CARINA,),
+    # A lung's apex lies above its clavicle.
+    Region.LEFT_LUNG: (Region.LEFT_CLAVICLE, Region.CLAVICLES),
+    Region.RIGHT_LUNG: (Region.RIGHT_CLAVICLE, Region.CLAVICLES),
+    Region.LUNGS: (Region.LEFT_CLAVICLE, Region.RIGHT_CLAVICLE, Region.CLAVICLES),
 }
 
 #: Before clean-up a piece or an interruption counts from this share of its region on. Networks leave specks of a few
-#: pixels on most films, and what clean-up takes away for good needs nobody's look unless it is a part of the region. The
-#: paper counts failures on cleaned masks only; there every piece counts.
+#: pixels on most films, and what clean-up takes away for good needs nobody's look unless it is a part of the region.
+#: The paper counts failures on cleaned masks only; there every piece counts.
 RAW_FRACTION = 0.05
+
+#: Pieces that a sound mask may have of a region; one where nothing is said.
+SOUND_PIECES: dict[str, int] = {name: len(parts) for name, parts in MERGED.items()}
 
 # Interrupted (Holste, section 2.3: "in an objectively morphologically inaccurate manner")
 
@@ -156,8 +163,8 @@ class Interruption:
     axis: Axis
 
 
-#: Least area between a region's parts, as a fraction of the region's own area. Of 761 children's lungs that people drew,
-#: with the other regions derived from them, one in a hundred reaches 1 % and one in a thousand 2 %.
+#: Least area between a region's parts, as a fraction of the region's own area. Of 761 children's lungs that people
+#: drew, with the other regions derived from them, one in a hundred reaches 1 % and one in a thousand 2 %.
 INTERRUPTION_FRACTION = 0.02
 
 _BOTH = (Axis.VERTICAL, Axis.HORIZONTAL)
@@ -175,6 +182,8 @@ _INTERRUPTED_BY: dict[str, tuple[tuple[str, tuple[Axis, ...]], ...]] = {
         (Region.LEFT_SUBDIAPHRAGM, _VERTICAL),
         (Region.SPINE, _HORIZONTAL),
         (Region.MEDIASTINUM, _HORIZONTAL),
+        (Region.HEART, _HORIZONTAL),
+        (Region.RIGHT_CLAVICLE, _BOTH),
         (Region.BACKGROUND, _BOTH),
     ),
     Region.RIGHT_LUNG: (
@@ -183,6 +192,8 @@ _INTERRUPTED_BY: dict[str, tuple[tuple[str, tuple[Axis, ...]], ...]] = {
         (Region.RIGHT_SUBDIAPHRAGM, _VERTICAL),
         (Region.SPINE, _HORIZONTAL),
         (Region.MEDIASTINUM, _HORIZONTAL),
+        (Region.HEART, _HORIZONTAL),
+        (Region.LEFT_CLAVICLE, _BOTH),
         (Region.BACKGROUND, _BOTH),
     ),
     Region.LEFT_SUBDIAPHRAGM: (
@@ -198,6 +209,16 @@ _INTERRUPTED_BY: dict[str, tuple[tuple[str, tuple[Axis, ...]], ...]] = {
         (Region.SPINE, _HORIZONTAL),
     ),
     Region.MEDIASTINUM: ((Region.LEFT_LUNG, _HORIZONTAL), (Region.RIGHT_LUNG, _HORIZONTAL)),
+    Region.HEART: (
+        (Region.LEFT_LUNG, _HORIZONTAL),
+        (Region.RIGHT_LUNG, _HORIZONTAL),
+        (Region.LUNGS, _HORIZONTAL),
+        (Region.LEFT_CLAVICLE, _BOTH),
+        (Region.RIGHT_CLAVICLE, _BOTH),
+        (Region.CLAVICLES, _BOTH),
+    ),
+    Region.LEFT_CLAVICLE: ((Region.RIGHT_CLAVICLE, _BOTH), (Region.HEART, _BOTH)),
+    Region.RIGHT_CLAVICLE: ((Region.LEFT_CLAVICLE, _BOTH), (Region.HEART, _BOTH)),
 }
 
 INTERRUPTIONS: tuple[Interruption, ...] = tuple(
@@ -226,6 +247,12 @@ class AgeBand:
     areas: dict[str, tuple[float, float]]
 
 
+#: The same at every age: hearts of newborns are large on small films, clavicles are cut off or lie on end.
+_HEART, _CLAVICLE = (0.01, 0.30), (0.0005, 0.05)
+#: Of both lungs, on films that show anything else at all.
+_BOTH_LUNGS_AT_MOST = 0.75
+
+
 def _areas(
     lung: tuple[float, float],
     subdiaphragm: tuple[float, float],
@@ -239,6 +266,11 @@ def _areas(
         Region.RIGHT_SUBDIAPHRAGM: subdiaphragm,
         Region.SPINE: spine,
         Region.MEDIASTINUM: mediastinum,
+        Region.HEART: _HEART,
+        Region.LEFT_CLAVICLE: _CLAVICLE,
+        Region.RIGHT_CLAVICLE: _CLAVICLE,
+        Region.LUNGS: (2 * lung[0], _BOTH_LUNGS_AT_MOST),
+        Region.CLAVICLES: (2 * _CLAVICLE[0], 2 * _CLAVICLE[1]),
     }
 
 
@@ -260,6 +292,7 @@ AGE_UNKNOWN = AgeBand("age unknown", float("inf"), _areas((0.02, 0.42), (0.001, 
 SIDE_PAIRS: tuple[tuple[str, str], ...] = (
     (Region.LEFT_LUNG, Region.RIGHT_LUNG),
     (Region.LEFT_SUBDIAPHRAGM, Region.RIGHT_SUBDIAPHRAGM),
+    (Region.LEFT_CLAVICLE, Region.RIGHT_CLAVICLE),
 )
 
 #: Least mean of the winning class's probability over all pixels that are not background.

@@ -6,7 +6,7 @@ never hides a failure (Holste et al., section 2.3 and Table 3, count on cleaned 
 * **missing**: a region of the bundle has no pixel. Background is not asked for: a tightly
   collimated film has none.
 * **disconnected**: more than one 8-connected component, pieces joined behind the regions of
-  ``CONTINUES_BEHIND`` counting as one.
+  ``CONTINUES_BEHIND`` counting as one; of a region that joins both sides of the body, more than two.
 * **interrupted** by an intruder along an axis: in a column (vertical) or row (horizontal),
   intruder pixels lie strictly between the region's first and last pixel, and all such
   pixels together reach ``INTERRUPTION_FRACTION`` of the region's area. Components of the
@@ -175,20 +175,22 @@ def _missing(view: MapContext) -> list[Flag]:
 def _disconnected(view: MapContext) -> list[Flag]:
     flags = []
     for region in view.foreground:
-        if view.shapes[region.name].components < 2:
+        sound = table.SOUND_PIECES.get(region.name, 1)
+        if view.shapes[region.name].components <= sound:
             continue
         pieces = _pieces(view, region)
         if view.source == "raw":
             pieces = pieces[pieces >= table.RAW_FRACTION * pieces.sum()]
-        if len(pieces) > 1:
+        if len(pieces) > sound:
             flags.append(
                 raise_flag(
                     Rule.DISCONNECTED_REGION,
                     view.source,
                     region.name,
                     value=float(len(pieces)),
-                    threshold=1.0,
-                    detail=f"{pieces[1:].sum()} of {pieces.sum()} pixels lie outside the largest",
+                    threshold=float(sound),
+                    detail=f"{pieces[sound:].sum()} of {pieces.sum()} pixels lie outside the largest"
+                    f"{'' if sound == 1 else f' {sound}'}",
                 )
             )
     return flags

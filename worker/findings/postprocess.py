@@ -28,7 +28,8 @@ removed from a class never returns to it and moves on to its next most confident
 until every class but background is in one piece. Pieces that meet behind a region lying over
 them are one, as for the flags (:data:`worker.findings.flag_rules.CONTINUES_BEHIND`): the
 mediastinum has a part on either side of the spine. The background is not cleaned: on a
-normal film it lies on both sides of the patient. The carina is settled first, so this
+normal film it lies on both sides of the patient. Nor are classes that join both sides of the
+body, as one of both lungs. The carina is settled first, so this
 never adds a carina pixel.
 
 A region set without a carina, or of any other size, passes through the same code.
@@ -46,7 +47,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from schema.regions import Region, RegionDefinition
+from schema.regions import MERGED, Region, RegionDefinition
 from worker.errors import FilmError
 from worker.findings.flag_rules import CONTINUES_BEHIND
 from worker.findings.shapes import CONNECTIVITY
@@ -161,7 +162,7 @@ def postprocess(
         cleanable = {
             label: [names.index(over) for over in CONTINUES_BEHIND.get(name, ()) if over in names]
             for label, name in enumerate(names)
-            if label not in (carina, background)
+            if label not in (carina, background) and name not in MERGED
         }
         _clean_classes(cleaned, probabilities, cleanable, carina)
     values = np.array([region.value for region in regions], np.uint8)

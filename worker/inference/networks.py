@@ -63,7 +63,8 @@ class NetworkOutput:
     Attributes
     ----------
     probabilities
-        (regions, height, width): mean of the segmentation members' softmax, 0-1.
+        (regions, height, width): mean of the segmentation members' probabilities, 0-1. The highest names a pixel's
+        region; they add up to 1 where the members have a softmax.
     member_scores
         Classification member → (findings,) probabilities after temperature scaling, 0-1.
     scores

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection, select
 
 from schema.bulk import insert_rows
-from schema.regions import HOLSTE_REGIONS
+from schema.regions import REGION_BY_NAME, REGIONS, Region, parts_of
 from schema.tables import dice_tracking, label_map, region_dice, segmentation
 from worker.film.geometry import to_film_grid
 from worker.metrics import region_overlaps
@@ -43,7 +43,7 @@ def track_dice(tracker_of: Callable[..., Tracker], judged: JudgedBundle, last: d
     worker.monitor.tracking.OutOfTimeError
         There is more to do.
     """
-    regions = tuple(region.name for region in HOLSTE_REGIONS[1:] if region.name in judged.regions)
+    regions = tuple(region.name for region in REGIONS[1:] if region.name in judged.regions)
     tracker = tracker_of(dice_tracking, bundle_id=judged.id)
     with tracker.database.read() as connection:
         maps = current_maps(connection, sources=HEADLINE_SOURCES)
@@ -124,14 +124,14 @@ def _compare(connection: Connection, job_id: int, map_id: int, judged: JudgedBun
     if ours.shape != truth.shape:
         log.error("job %d and label map %d differ in size: record the map again.", job_id, map_id)
         return {}
-    known = [region for region in HOLSTE_REGIONS if region.name == "background" or region.name in judged.regions]
-    # What the bundle does not draw is nobody's fault: there it counts as background on both.
+    known = [region for region in REGIONS if region.name != Region.BACKGROUND and region.name in judged.regions]
+    # What the bundle does not draw is nobody's fault: there it counts as background on both. Where it draws two
+    # regions as one, so does the truth.
     drawn = np.zeros(256, np.uint8)
     for region in known:
-        drawn[region.value] = region.value
-    overlaps = region_overlaps(drawn[truth], drawn[ours], list(HOLSTE_REGIONS))
+        for part in (region.name, *parts_of(region.name)):
+            drawn[REGION_BY_NAME[part].value] = region.value
+    overlaps = region_overlaps(drawn[truth], drawn[ours], list(REGIONS))
     return {
-        region.name: None if np.isnan(overlaps[region.name].dice) else overlaps[region.name].dice
-        for region in known
-        if region.name != "background"
+        region.name: None if np.isnan(overlaps[region.name].dice) else overlaps[region.name].dice for region in known
     }

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from schema import queries
 from schema.database import head_revision
 from schema.findings import Finding
-from schema.regions import HOLSTE_REGIONS
+from schema.regions import REGIONS
 from worker import REVISION, __version__
 from worker.film.codecs import SYNTAXES
 from worker.inference.bundles import PACKAGED_BUNDLE
@@ -57,7 +57,7 @@ def _collect(machine: Machine) -> dict[str, Any]:
         "bundles": _bundles(machine),
         "engine": _engine(machine),
         "transfer_syntaxes": {uid: syntax.title for uid, syntax in SYNTAXES.items()},
-        "regions": {str(region.value): region.name for region in HOLSTE_REGIONS},
+        "regions": {str(region.value): region.name for region in REGIONS},
         "findings": [str(finding) for finding in Finding],
         "packages": {**{name: _package(name) for name in _PACKAGES}, "sqlite": sqlite3.sqlite_version},
         "intended_use": "Research use, not a medical device.",

@@ -1,7 +1,7 @@
 """Regions that readers drew or corrected: into the database, and back.
 
 A label map is an 8-bit picture on the film's own grid, as ``carina export --format png`` writes it, with the values of
-:data:`schema.regions.HOLSTE_REGIONS`. Maps are only ever added; of what one reader drew on one film the latest counts.
+:data:`schema.regions.REGIONS`. Maps are only ever added; of what one reader drew on one film the latest counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from schema.database import Database
 from schema.keys import uid_key
-from schema.regions import HOLSTE_REGIONS
+from schema.regions import REGIONS
 from schema.tables import LabelSource, audit_event, instance, label_map
 from worker.errors import CarinaError
 from worker.intake.lookups import slices
@@ -205,7 +205,7 @@ def _read(path: Path, film: Any) -> ByteArray:
     if picture.shape != (film.film_rows, film.film_columns):
         height, width = picture.shape
         raise ValueError(f"it has {height} x {width} pixels, the film {film.film_rows} x {film.film_columns}")
-    highest = len(HOLSTE_REGIONS) - 1
+    highest = len(REGIONS) - 1
     if int(picture.max()) > highest:
         raise ValueError(f"it has the value {int(picture.max())}; regions have the values 0 to {highest}")
     return np.asarray(picture, np.uint8)

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Select, func, select
 from schema.database import Database
 from schema.findings import Finding
 from schema.queries import DEFAULT_ROOTS, seen_by, source_text
-from schema.regions import HOLSTE_REGIONS, REGION_BY_NAME
+from schema.regions import REGION_BY_NAME, REGIONS
 from schema.tables import ArrivalState, arrival, bundle, failure_flag, finding_score, identity, instance_identity
 from schema.tables import segmentation as segmentation_table
 from schema.view_tables import film_state, published_result
@@ -107,9 +107,8 @@ def export_png(
 def exported_values(regions: Sequence[str]) -> ByteArray:
     """What stands in a file for each of a bundle's own label values.
 
-    A bundle counts its regions 0, 1, 2, ... in an order of its own. In a file each of the eight regions has its value
-    of :data:`schema.regions.HOLSTE_REGIONS` whatever bundle found it; regions by any other name follow, in the
-    bundle's order.
+    A bundle counts its regions 0, 1, 2, ... in an order of its own. In a file each region has its value of
+    :data:`schema.regions.REGIONS` whatever bundle found it; regions by any other name follow, in the bundle's order.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ def exported_values(regions: Sequence[str]) -> ByteArray:
     -------
     uint8 (256,): own value → value in a file.
     """
-    others = itertools.count(len(HOLSTE_REGIONS))
+    others = itertools.count(len(REGIONS))
     table = np.zeros(256, np.uint8)
     for own, name in enumerate(regions):
         table[own] = REGION_BY_NAME[name].value if name in REGION_BY_NAME else next(others)

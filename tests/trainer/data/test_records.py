@@ -8,10 +8,10 @@ import pytest
 
 from schema.findings import Finding
 from trainer.data.description import load_dataset
-from trainer.data.records import Dataset, phantom_dataset, some_of
+from trainer.data.records import EIGHT, Dataset, phantom_dataset, some_of, tells
 from trainer.data.splits import split
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS, Recipe, SplitTable
+from trainer.recipe import Recipe, SplitTable
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -66,7 +66,7 @@ def test_films_that_say_nothing_of_the_findings_are_left_out(films: Dataset, mak
 
 
 def test_phantoms_are_as_many_as_the_recipe_wants(make_recipe: MakeRecipe) -> None:
-    drawn = phantom_dataset(8).for_recipe(make_recipe(regions=ALL_REGIONS, phantoms=50))
+    drawn = phantom_dataset(8).for_recipe(make_recipe(regions=EIGHT, phantoms=50))
     assert len(drawn.records) == 50 and drawn.root is None
     chests = phantom_dataset(8).for_recipe(make_recipe(findings=("pneumonia", "no_finding"), phantoms=50))
     assert 30 < len(chests.records) < 50
@@ -91,3 +91,19 @@ def test_added_phantoms_are_only_trained_on(films: Dataset, make_recipe: MakeRec
 def test_a_list_in_an_error_ends_at_twenty() -> None:
     assert some_of(str(n) for n in range(20)).endswith("18, 19")
     assert some_of(str(n) for n in range(23)).endswith("18, 19 and 3 more")
+
+
+def test_only_holstes_regions_are_derived_from_lungs(labelled_folder: Path, make_recipe: MakeRecipe) -> None:
+    (labelled_folder / "dataset.toml").write_text('[truth]\nkind = "lungs"\nfolder = "labels"\n')
+    films = load_dataset(labelled_folder)
+    told = films.for_recipe(make_recipe(regions=("background", "lungs")))
+    assert "derived from the lungs by geometry" not in told.origin
+    derived = films.for_recipe(make_recipe(regions=("background", "lungs", "spine"))).origin
+    assert derived["derived from the lungs by geometry"] == "spine"
+    with pytest.raises(DataError, match="no heart: leave these out"):
+        films.for_recipe(make_recipe(regions=("background", "lungs", "heart")))
+
+
+def test_a_region_of_several_is_told_by_its_parts() -> None:
+    assert tells(("left_lung", "right_lung"), "lungs") and tells(("lungs",), "lungs")
+    assert not tells(("lungs",), "left_lung") and not tells(("left_lung",), "lungs") and tells((), "background")

@@ -14,10 +14,10 @@ import pytest
 from trainer.data import reading, store
 from trainer.data.description import load_dataset
 from trainer.data.images import read_picture
-from trainer.data.records import Dataset, phantom_dataset
+from trainer.data.records import EIGHT, Dataset, phantom_dataset
 from trainer.data.store import build_samples, data_digest
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS, Recipe
+from trainer.recipe import Recipe
 from worker.phantom import dicom_bytes, make_phantom
 from worker.phantom import phantom_dataset as dicom_of
 
@@ -324,9 +324,9 @@ def test_regions_derived_from_lungs_are_named(
     write(root / "images" / "a.png", picture(seed=1))
     write(root / "masks" / "a.png", (labels > 0).astype(np.uint8) * 255)
     (root / "dataset.toml").write_text('name = "a"\n[truth]\nkind = "lungs"\nfolder = "masks"\n', "utf-8")
-    eight = make_recipe(regions=ALL_REGIONS)
+    eight = make_recipe(regions=EIGHT)
     samples = build_samples(load_dataset(root).for_recipe(eight), [0], eight, tmp_path / "cache")
-    assert samples.derived == ALL_REGIONS[3:]
+    assert samples.derived == EIGHT[3:]
     assert samples.subset([0]).derived == samples.derived
-    two = make_recipe(regions=ALL_REGIONS[:3])
+    two = make_recipe(regions=EIGHT[:3])
     assert build_samples(load_dataset(root).for_recipe(two), [0], two, tmp_path / "cache").derived == ()

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.records import LUNGS, FilmRecord
-from trainer.data.truth import read_labels, renamed, split_lungs, to_network_grid
+from trainer.data.records import EIGHT, LUNGS, FilmRecord
+from trainer.data.truth import as_bits, flattened, read_labels, renamed, split_lungs, to_network_grid
 from trainer.errors import DataError
-from trainer.recipe import ALL_REGIONS
 from worker.film import preprocess
 from worker.film.geometry import to_film_grid
 from worker.film.prepared import Geometry
@@ -182,11 +181,11 @@ def test_other_regions_are_derived_from_lungs(tmp_path: Path, write: Write) -> N
     cv2.ellipse(mask, (28, 55), (16, 35), 0, 0, 360, 255, -1)
     cv2.ellipse(mask, (72, 55), (16, 35), 0, 0, 360, 255, -1)
     truth = record(write(tmp_path / "m.png", mask), "lungs")
-    drawn, _ = read_labels(truth, Geometry(120, 100), ALL_REGIONS)
+    drawn, _ = read_labels(truth, Geometry(120, 100), EIGHT)
     assert set(np.unique(drawn)) == set(range(8))
     np.testing.assert_array_equal(np.isin(drawn, (1, 2)), mask > 0)
     fewer, _ = read_labels(truth, Geometry(120, 100), ("background", "spine"))
-    np.testing.assert_array_equal(fewer == 1, drawn == ALL_REGIONS.index("spine"))
+    np.testing.assert_array_equal(fewer == 1, drawn == EIGHT.index("spine"))
 
 
 def test_regions_that_are_not_wanted_become_background() -> None:
@@ -225,3 +224,58 @@ def test_a_mask_on_the_networks_grid_comes_back_to_an_oblong_film() -> None:
     for value in (1, 2):
         shared = ((back == value) & (labels == value)).sum()
         assert 2 * shared / ((back == value).sum() + (labels == value).sum()) > 0.95
+
+
+def test_overlapping_regions_are_bits_and_the_last_one_is_seen() -> None:
+    names = ("background", "left_lung", "right_lung", "left_clavicle")
+    wanted = ("background", "lungs", "left_lung", "heart")
+    labels = np.arange(4, dtype=np.uint8)[None]
+    assert as_bits(labels, names, wanted).tolist() == [[0, 0b0110, 0b0010, 0]]
+    # A label of a region that is wanted alone and joined counts for the later of the two.
+    assert renamed(labels, names, wanted).tolist() == [[0, 2, 1, 0]]
+    bits = np.array([[0, 0b0010, 0b0110, 0b1110, 0b1000]], np.uint8)
+    assert flattened(bits, 4).tolist() == [[0, 1, 2, 3, 3]]
+    assert flattened(bits, 3).tolist() == [[0, 1, 2, 2, 0]]
+
+
+def test_a_mask_of_lungs_tells_both_as_one(tmp_path: Path, write: Write) -> None:
+    mask = np.where(lungs((10, 50, 10, 30), (5, 40, 50, 70)), 255, 0).astype(np.uint8)
+    truth = record(write(tmp_path / "film.png", mask), "lungs")
+    drawn, note = read_labels(truth, Geometry(*mask.shape), ("background", "lungs"))
+    np.testing.assert_array_equal(drawn > 0, mask > 0)
+    bits, _ = read_labels(truth, Geometry(*mask.shape), ("background", "lungs", "left_lung"), overlapping=True)
+    assert note == "" and set(np.unique(bits)) == {0, 0b010, 0b110}
+
+
+def test_masks_are_turned_with_their_film(tmp_path: Path, write: Write) -> None:
+    heart = np.zeros((20, 30), np.uint8)
+    heart[4:8, 2:9] = 255
+    film = FilmRecord(
+        "film", Path("film.png"), None, "p", truth_kind="masks", masks={"heart": write(tmp_path / "h.png", heart)}
+    )
+    drawn, _ = read_labels(film, Geometry(40, 60, flip_columns=True), ("background", "heart"))
+    assert drawn.shape == (40, 60)
+    np.testing.assert_array_equal(drawn[::2, ::2], (heart > 0)[:, ::-1])
+    # Three of the mask's pixels to two of the film's.
+    smaller, _ = read_labels(film, Geometry(13, 20), ("background", "heart"))
+    assert smaller.shape == (13, 20) and 0.7 < smaller.mean() / (heart > 0).mean() < 1.4
+
+
+def test_hearts_and_clavicles_can_be_drawn_too(tmp_path: Path) -> None:
+    shapes = {
+        "left_lung": [[50, 10], [90, 10], [90, 90], [50, 90]],
+        "left_clavicle": [[45, 20], [95, 20], [95, 26], [45, 26]],
+        "heart": [[30, 50], [60, 50], [60, 80], [30, 80]],
+    }
+    drawn = {
+        "imagePath": "film.png", "imageHeight": 100, "imageWidth": 100, "version": "5.0", "flags": {},
+        "shapes": [
+            {"label": name, "points": points, "shape_type": "polygon", "group_id": None, "flags": {}}
+            for name, points in shapes.items()
+        ],
+    }  # fmt: skip
+    path = tmp_path / "film.json"
+    path.write_text(json.dumps(drawn))
+    truth = record(path, "labelme", ("background", *shapes))
+    labels, _ = read_labels(truth, Geometry(100, 100), ("background", "left_lung", "heart", "left_clavicle"))
+    assert labels[23, 70] == 3 and labels[40, 70] == 1 and labels[60, 40] == 2 and labels[60, 55] == 1

@@ -113,6 +113,8 @@ class TestUsage:
             (("a", "--layout", "x"), "--layout and"),
             (("a", "--nonsense"), "No such option"),
             (("a", "--stress"), "package the run first"),
+            (("a", "b", "--inside", "--out", "x"), "one run at a time"),
+            ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--inside"), "one run at a time"),
             ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--films", "3"), "--films is for"),
             ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--stress", "--film-size", "h,w"), "--film-size for"),
             ((PHANTOM_BUNDLE, "--data", "x", "--out", "x", "--shortcuts", "--film-size", "h"), "takes two columns"),

@@ -15,6 +15,7 @@ from trainer.export.onnx_export import (  # noqa: E402
     OUTPUTS,
     ClassificationOutputs,
     SegmentationOutputs,
+    SigmoidOutputs,
     export_onnx,
     folded,
     read_onnx,
@@ -59,6 +60,30 @@ def test_engine_says_what_the_network_says_with_lowered_logits(
     found = engine_of(exported).run(pictures.numpy())["probabilities"]
     assert found.shape == (films, 3, 32, 64)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_engine_says_what_a_sigmoid_network_says(background: bool, tmp_path: Path) -> None:
+    """Without its own background channel, with every region above Novikov's 0.75 where it was, the last on top."""
+    network = nn.Conv2d(1, 3, 1)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([-8.0, 8.0, 20.0]).view(3, 1, 1, 1))
+        network.bias.copy_(torch.tensor([0.0, 0.0, -8.0]))
+    module = SigmoidOutputs(network, 0.75, background=background).eval()
+    export_onnx(module, tmp_path / "sigmoid.onnx", (1, 32, 64), OUTPUTS["segmentation"])
+    pictures = torch.rand(2, 1, 32, 64) * 2 - 1
+    with torch.no_grad():
+        expected = module(pictures).numpy()
+        regions = network(pictures)[:, int(background) :].sigmoid().numpy()
+    found = engine_of(tmp_path / "sigmoid.onnx").run(pictures.numpy())["probabilities"]
+    assert found.shape == (2, 3 if background else 4, 32, 64)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    sure = np.abs(regions - 0.75).min(axis=1) > 1e-3
+    above = regions > 0.75
+    assert above[:, -1].any() and (~above).all(axis=1).any() and (above.sum(axis=1) > 1).any()
+    last = np.where(above.any(axis=1), regions.shape[1] - above[:, ::-1].argmax(axis=1), 0)
+    assert (found.argmax(axis=1) == last)[sure].all()
+    assert ((found[:, 1:] > 0.75) == above).all(axis=1)[sure].all()
 
 
 def test_nothing_is_lowered_unless_asked_for(segmenter: nn.Module) -> None:

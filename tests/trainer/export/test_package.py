@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from finished_runs import PARTS, SECRET
+from finished_runs import NETWORKS, PARTS, SECRET
 from phantom_bundle import PHANTOM_BUNDLE
 
 from schema.bundle import Manifest, read_manifest, sha256_of
@@ -56,6 +56,24 @@ class TestBundle:
 
     def test_is_taken_by_the_worker(self, bundle: Path, tmp_path: Path) -> None:
         loaded = load_bundle(bundle, home=tmp_path, backend="openvino", precision="fp32", threads=1)
+        assert all(report["passed"] for report in loaded.parity.values())
+        loaded.close()
+
+    def test_a_sigmoid_network_answers_like_any_other(self, untrained: MakeRun, tmp_path: Path) -> None:
+        network = {**NETWORKS["segmentation"], "activation": "sigmoid", "threshold": 0.5}
+        run = untrained("sigmoid", "segmentation", {"network": network, "loss": {"name": "class_frequency_dice"}})
+        manifest = package([run], tmp_path / "bundle", replicates=50)
+        (member,) = manifest.members
+        told = trained_with(manifest, member)
+        assert told is not None and (told.network.activation, told.network.threshold) == ("sigmoid", 0.5)
+        with np.load(tmp_path / "bundle" / manifest.parity_films[0]) as film:
+            said = film[f"{member.name}.probabilities"].astype(np.float32)
+        assert len(said) == len(manifest.regions) == run.recipe.outputs + 1
+        highest = said[1:].max(axis=0)
+        sure = np.abs(highest - 0.5) > 1e-3
+        assert sure.any()
+        assert ((said.argmax(axis=0) > 0) == (highest > 0.5))[sure].all()
+        loaded = load_bundle(tmp_path / "bundle", home=tmp_path, backend="openvino", precision="fp32", threads=1)
         assert all(report["passed"] for report in loaded.parity.values())
         loaded.close()
 

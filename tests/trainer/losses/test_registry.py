@@ -22,6 +22,7 @@ from trainer.losses import (  # noqa: E402
 )
 from trainer.losses.segmentation import CrossEntropy, CrossEntropyDice  # noqa: E402
 from trainer.recipe import load_recipe, recipe_names  # noqa: E402
+from trainer.region_losses import REGION_LOSSES  # noqa: E402
 
 REGIONS = ("background", "left_lung", "carina")
 STATISTICS = LabelStatistics(("bronchitis", "no_finding"), (30, 55), 100)
@@ -37,9 +38,28 @@ class TestSegmentation:
     @pytest.mark.parametrize("name", SEGMENTATION_LOSSES)
     def test_every_name_gives_a_loss(self, name: str) -> None:
         logits, labels, weights = pictures()
-        loss = segmentation_loss(name, {}, REGIONS)
-        assert loss(logits, labels, None).item() > 0
-        assert loss(logits, labels, weights).item() != loss(logits, labels, None).item()
+        for activation in REGION_LOSSES[name].activations:
+            loss = segmentation_loss(name, {}, REGIONS, activation)
+            alone = activation == "sigmoid" and not REGION_LOSSES[name].background
+            value = loss(logits[:, alone:], labels, None).item()
+            assert value > 0
+            assert loss(logits[:, alone:], labels, weights).item() != value
+            assert pickle.loads(pickle.dumps(loss))(logits[:, alone:], labels, None).item() == value
+
+    def test_recipes_know_the_same_losses(self) -> None:
+        assert tuple(REGION_LOSSES) == SEGMENTATION_LOSSES
+
+    def test_options_reach_the_loss(self) -> None:
+        logits, labels, _ = pictures()
+        for name, options in (
+            ("class_frequency_cross_entropy", {"weighted": False}),
+            ("class_frequency_dice", {"weighted": False}),
+            ("tversky", {"alpha": 0.9}),
+            ("focal_tversky", {"beta": 0.9}),
+            ("focal_tversky", {"exponent": 2}),
+        ):
+            plain, other = (segmentation_loss(name, each, REGIONS) for each in ({}, options))
+            assert plain(logits, labels, None).item() != other(logits, labels, None).item()
 
     @pytest.mark.parametrize(
         ("name", "kind"), [("cross_entropy", CrossEntropy), ("cross_entropy_dice", CrossEntropyDice)]
@@ -54,7 +74,7 @@ class TestSegmentation:
         ("name", "options", "message"),
         [
             ("cross_entropi", {}, r"no loss 'cross_entropi'; did you mean 'cross_entropy'\?$"),
-            ("focal", {}, "no loss 'focal'; known are cross_entropy, generalised_dice"),
+            ("mse", {}, "no loss 'mse'; known are cross_entropy, generalised_dice"),
             ("cross_entropy", {"class_weight": {}}, r"no 'class_weight'; did you mean 'class_weights'\?$"),
             ("generalised_dice", {"class_weights": {}}, r"no 'class_weights'; known are none\.$"),
             ("cross_entropy", {"class_weights": {"karina": 2.0}}, r"no 'karina'; did you mean 'carina'\?$"),
@@ -62,6 +82,11 @@ class TestSegmentation:
             ("cross_entropy", {"class_weights": {"carina": "2"}}, "carina is '2': it must be a number"),
             ("cross_entropy", {"class_weights": {"carina": math.inf}}, "carina is inf: it must be a number"),
             ("cross_entropy", {"class_weights": [1, 2, 3]}, "must be a table"),
+            ("class_frequency_dice", {"weighted": 1}, "weighted is 1: it must be true or false"),
+            ("class_frequency_dice", {"class_weights": {}}, r"no 'class_weights'; did you mean 'weighted'\?$"),
+            ("focal_tversky", {"exponent": 0}, "exponent is 0: it must be a number, above 0"),
+            ("tversky", {"exponent": 1}, r"no 'exponent'; known are alpha, beta\.$"),
+            ("binary_cross_entropy_jaccard", {}, r"is for sigmoid and not for softmax\.$"),
         ],
     )
     def test_what_is_wrong_is_said(self, name: str, options: dict[str, Any], message: str) -> None:
@@ -107,7 +132,8 @@ class TestRecipes:
         recipes = [load_recipe(name, cell.set) for cell in cells] or [recipe]
         for each in recipes:
             if each.task == "segmentation":
-                assert callable(segmentation_loss(each.loss.name, each.loss.options, each.data.regions))
+                loss = segmentation_loss(each.loss.name, each.loss.options, each.data.regions, each.network.activation)
+                assert callable(loss)
             else:
                 findings = each.data.findings
                 statistics = LabelStatistics(findings, (1,) * len(findings), 2)

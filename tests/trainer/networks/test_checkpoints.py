@@ -265,3 +265,34 @@ class TestRefuses:
         content = {key: value.clone() for key, value in network.state_dict().items()}
         content["features.3.0.weight"][0, 0, 0, 0] = float("nan")
         self.refused(network, saved(content, tmp_path), r"not finite in features\.3\.0\.weight")
+
+
+def test_the_encoder_of_a_unet_starts_from_a_classifiers_weights(tmp_path):
+    network = make_network("resnet34_unet", 3, 2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    published = {
+        name.removeprefix("encoder."): torch.randn(tensor.shape)
+        for name, tensor in before.items()
+        if name.startswith("encoder.") and tensor.is_floating_point()
+    }
+    published |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    assert sum(tensor.numel() for tensor in published.values()) == 21_814_696  # torchvision's, with running statistics
+    torch.save(published, tmp_path / "resnet34.pth")
+
+    report = initialise(network, tmp_path / "resnet34.pth")
+
+    assert report.share == 1.0
+    assert set(report.unused) == {"fc.weight", "fc.bias"}
+    for name, tensor in network.state_dict().items():
+        if name.startswith("encoder.") and tensor.is_floating_point():
+            assert torch.equal(tensor, published[name.removeprefix("encoder.")])
+        else:
+            assert torch.equal(tensor, before[name])
+
+
+def test_half_an_encoder_is_refused(tmp_path):
+    network = make_network("resnet34_unet", 3, 2)
+    half = {name: tensor for name, tensor in network.state_dict().items() if "layer4" not in name}
+    torch.save(half, tmp_path / "half.pt")
+    with pytest.raises(RecipeError, match=r"does not fit.*encoder\.layer4"):
+        initialise(network, tmp_path / "half.pt")

@@ -67,6 +67,7 @@ class TestUsage:
             (("holste", "--data", "phantoms", "--out", "x", "--set", "training.epochs"), "not key=value"),
             (("holste", "--data", "phantoms", "--out", "x", "--grid"), "has no grid"),
             (("holste-table-2", "--data", "phantoms", "--out", "x"), "add --grid"),
+            (("wang-search", "--data", "phantoms", "--out", "x"), "give it to carina search"),
         ],
     )
     def test_wrong_usage_is_exit_code_2(self, arguments: tuple[str, ...], said: str) -> None:

@@ -28,6 +28,13 @@ from trainer.training.stored import open_samples, store_samples
 PARTS = Split(tuple(range(8)), (8, 9, 10), (11,))
 
 
+STILL = {"augmentation.live.rotation": 0.0, "augmentation.live.gamma": 0.0}
+
+
+def _standardised(segmentation: Any, mean: float, std: float) -> dict[str, Any]:
+    return {"preprocess": [*segmentation().preprocess, {"step": "standardise", "mean": mean, "std": std}]}
+
+
 def _samples(recipe: Any, films: Dataset, cache: Path) -> Samples:
     usable = films.for_recipe(recipe)
     return build_samples(usable, range(12), recipe, cache)
@@ -70,6 +77,63 @@ class TestItems:
         np.testing.assert_array_equal(dataset[0, 8]["labels"], copies.labels[0])
         assert dataset[0, 8]["weights"].shape == (32, 32)
         assert not np.array_equal(copies.pictures[3], copies.pictures[8 + 3])
+
+    def test_mixed_films_are_drawn_anew_for_each_pass(self, segmentation: Any, films: Dataset, cache: Path) -> None:
+        recipe = segmentation({"augmentation.mixup": 0.4, "loss.name": "focal_tversky", **STILL})
+        samples = _samples(recipe, films, cache)
+        mixed, again = (FilmDataset(samples, PARTS.train, recipe, live=True) for _ in range(2))
+        pictures, labels = samples.pictures[:, 0].astype(np.float32), samples.labels
+        assert labels is not None
+        met, shares = set(), []
+        for seen in range(6):
+            for film in PARTS.train:
+                item = mixed[seen, film]
+                share = float(item["share"])
+                others = [i for i in PARTS.train if np.array_equal(labels[i], item["mixed_labels"])]
+                wanted = [share * pictures[film] + (1 - share) * pictures[i] for i in others]
+                assert film not in others
+                assert any(np.allclose(item["picture"][0], each, atol=1e-6) for each in wanted)
+                np.testing.assert_array_equal(item["labels"], labels[film])
+                met.add((film, *others))
+                shares.append(share)
+                repeated = again[seen, film]
+                assert torch.equal(repeated["picture"], item["picture"])
+                assert torch.equal(repeated["share"], item["share"])
+        assert len(met) > len(PARTS.train)
+        assert len(set(shares)) == len(shares)
+        assert 0.2 < np.mean(shares) < 0.8
+        assert set(FilmDataset(samples, PARTS.validation, recipe)[0, 0]) == {"picture", "labels", "film"}
+
+    def test_mixed_films_make_a_batch(self, segmentation: Any, films: Dataset, cache: Path) -> None:
+        recipe = segmentation({"augmentation.mixup": 0.2, "loss.name": "tversky"})
+        data = TrainingData(_samples(recipe, films, cache), PARTS, recipe)
+        data.trainer = _trainer()
+        batch = next(iter(data.train_dataloader()))
+        assert batch["share"].dtype == batch["picture"].dtype == torch.float32
+        assert batch["share"].shape == (4,)
+        assert batch["mixed_labels"].shape == batch["labels"].shape == (4, 32, 32)
+
+    def test_standardised_films_are_varied_before(self, segmentation: Any, films: Dataset, cache: Path) -> None:
+        """A shifted film uncovers black, whatever the network is shown for it."""
+        shifted = {"augmentation.live.shift": 0.3, "augmentation.live.rotation": 0.0, "augmentation.live.gamma": 0.3}
+        plain, shown = segmentation(shifted), segmentation(shifted | _standardised(segmentation, 0.4, 0.2))
+        pictures = [
+            FilmDataset(_samples(recipe, films, cache), PARTS.train, recipe, live=True)[5, 2]["picture"].numpy()
+            for recipe in (plain, shown)
+        ]
+        np.testing.assert_allclose(pictures[1] * 0.2 + 0.4, pictures[0], atol=5e-3)
+        assert pictures[1].min() == pytest.approx(-2, abs=1e-3)
+
+    def test_copies_of_standardised_films(self, segmentation: Any, films: Dataset, cache: Path, tmp_path: Path) -> None:
+        saved = {"augmentation.saved.copies": 1}
+        pictures = []
+        for number, recipe in enumerate(
+            [segmentation(saved), segmentation(saved | _standardised(segmentation, 0.4, 0.2))]
+        ):
+            copies = build_copies(_samples(recipe, films, cache), PARTS.train, recipe, tmp_path / str(number))
+            assert copies is not None
+            pictures.append(copies.pictures.astype(np.float32))
+        np.testing.assert_allclose(pictures[1] * 0.2 + 0.4, pictures[0], atol=5e-3)
 
     def test_copies_are_made_once(self, segmentation: Any, films: Dataset, cache: Path, tmp_path: Path) -> None:
         recipe = segmentation({"augmentation.saved.copies": 1})

@@ -46,6 +46,58 @@ def test_segmentation_means_leave_out_what_is_not_there(segmentation: Any) -> No
     assert metrics["lung_dice"] == pytest.approx(0.4)
 
 
+class Fixed(torch.nn.Module):
+    """Answers with the logits it was given."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, _picture: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+SIGMOID = {"network.activation": "sigmoid", "data.overlapping": True, "loss.name": "class_frequency_dice"}
+
+
+def _sigmoid_module(recipe: Any, logits: torch.Tensor) -> SegmentationModule:
+    loss = segmentation_loss(recipe.loss.name, {}, recipe.data.regions, "sigmoid")
+    return SegmentationModule(recipe, Fixed(logits), 3, loss)
+
+
+@pytest.mark.parametrize("loss", ["class_frequency_dice", "class_frequency_cross_entropy"])
+def test_each_region_of_a_sigmoid_network_counts_from_the_threshold_on(segmentation: Any, loss: str) -> None:
+    recipe = segmentation({**SIGMOID, "loss.name": loss})
+    assert recipe.outputs == (4 if loss.endswith("entropy") else 3)
+    bits = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    bits[:, :16] |= 1 << 1
+    bits[:, 8:24] |= 1 << 3
+    probabilities = torch.full((1, 3, 32, 32), 0.74)
+    probabilities[:, 0, :16] = 0.76
+    probabilities[:, 1, 0, 0] = 0.9
+    probabilities[:, 2, 16:] = 0.99
+    logits = torch.cat([torch.full((1, recipe.outputs - 3, 32, 32), 9.0), probabilities.logit()], dim=1)
+    module = _sigmoid_module(recipe, logits)
+    value, rows = module.measure({"picture": torch.zeros(1, 1, 32, 32), "labels": bits})
+    np.testing.assert_allclose(rows, [[1.0, 0.0, 2 * 8 / (16 + 16)]])
+    assert value > 0
+    metrics = module.conclude(rows)
+    assert "dice_background" not in metrics
+    assert metrics["mean_dice"] == pytest.approx(0.5)
+
+
+def test_a_mixed_films_truth_is_the_mixture_of_both(segmentation: Any) -> None:
+    recipe = segmentation(SIGMOID)
+    seen = []
+    module = _sigmoid_module(recipe, torch.zeros(2, 3, 32, 32))
+    module.loss = lambda logits, truth, _weights: seen.append(truth) or logits.sum()  # type: ignore[func-returns-value]
+    own, other = torch.full((2, 32, 32), 6, dtype=torch.uint8), torch.full((2, 32, 32), 4, dtype=torch.uint8)
+    other[1] = 0
+    share = torch.tensor([0.25, 0.75])
+    module.batch_loss({"picture": torch.zeros(2, 1, 32, 32), "labels": own, "mixed_labels": other, "share": share})
+    assert seen[0][:, :, 0, 0].tolist() == [[0, 0.25, 1, 0], [0.25, 0.75, 0.75, 0]]
+
+
 def test_auroc_on_known_labels_only(classification: Any) -> None:
     recipe = classification()
     statistics = LabelStatistics(recipe.data.findings, (10, 10), 20)

@@ -148,6 +148,22 @@ class TestSegmentation:
         assert run.facts["films"] == 3 * len(run.split.train)
         assert np.isfinite(run.metrics[0]["train_loss"])
 
+    def test_standardised_by_the_training_films(
+        self, segmentation: MakeRecipe, films: Dataset, cache: Path, tmp_path: Path
+    ) -> None:
+        plain = segmentation({"training.epochs": 1})
+        steps = [*plain.preprocess, {"step": "standardise", "from": "training"}]
+        recipe = segmentation({"training.epochs": 1, "preprocess": steps})
+        run = train(recipe, films, tmp_path / "run", cache=cache)
+        step = run.recipe.preprocess[-1]
+        assert run.data["standardise"] == {"mean": step["mean"], "std": step["std"]}
+        learned = run.samples("train").pictures.astype(np.float64)
+        assert learned.mean() == pytest.approx(0, abs=1e-3)
+        assert learned.std() == pytest.approx(1, abs=1e-3)
+        assert run.samples("test").pictures.mean(dtype=np.float64) != pytest.approx(0, abs=1e-3)
+        assert load_run(run.folder).recipe == run.recipe
+        assert train(recipe, films, tmp_path / "run", cache=cache).facts == run.facts
+
     def test_learns(self, segmentation: MakeRecipe, films: Dataset, cache: Path, tmp_path: Path) -> None:
         changes = {"training.steps_per_epoch": 20, "training.epochs": 2}
         run = train(segmentation(changes), films, tmp_path / "run", cache=cache)
@@ -289,6 +305,24 @@ class TestResuming:
     ) -> None:
         recipe = classification({"training.epochs": 3})
         train(recipe, films, tmp_path / "whole", cache=cache)
+        _stopped(recipe, films, tmp_path / "stopped", cache, epoch=2)
+        train(recipe, films, tmp_path / "stopped", cache=cache)
+        assert _metrics(tmp_path / "stopped") == _metrics(tmp_path / "whole")
+
+    def test_mixed_films_and_sigmoid_too(
+        self, segmentation: MakeRecipe, films: Dataset, cache: Path, tmp_path: Path
+    ) -> None:
+        changes = {
+            "network.activation": "sigmoid",
+            "data.overlapping": True,
+            "loss.name": "class_frequency_dice",
+            "augmentation.mixup": 0.3,
+            "training.epochs": 2,
+        }
+        recipe = segmentation(changes)
+        run = train(recipe, films, tmp_path / "whole", cache=cache)
+        assert "dice_background" not in run.best
+        assert len(list((run.folder / "overlays").iterdir())) > 0
         _stopped(recipe, films, tmp_path / "stopped", cache, epoch=2)
         train(recipe, films, tmp_path / "stopped", cache=cache)
         assert _metrics(tmp_path / "stopped") == _metrics(tmp_path / "whole")

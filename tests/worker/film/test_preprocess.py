@@ -40,10 +40,19 @@ def test_equalised_pixels_are_evenly_spread() -> None:
     assert np.allclose(np.quantile(result, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.01)
 
 
-def test_clahe_is_opencvs_at_16_bits() -> None:
+def test_clahe_is_opencvs_at_8_bits() -> None:
     result = apply([{"step": "clahe", "clip_limit": 2.0, "tiles": 8}], FILM, None)[0]
-    levels = np.rint(FILM * 65535).astype(np.uint16)
-    assert np.allclose(result, cv2.createCLAHE(2.0, (8, 8)).apply(levels) / 65535.0, atol=1e-6)
+    levels = np.rint(FILM * 255).astype(np.uint8)
+    assert np.allclose(result, cv2.createCLAHE(2.0, (8, 8)).apply(levels) / 255.0, atol=1e-6)
+
+
+def test_clahe_at_512_limits_the_noise_of_flat_regions() -> None:
+    """What Maga takes it for, section 2.4."""
+    flat = np.random.default_rng(1).normal(0.3, 0.004, (600, 500)).astype(np.float32)
+    steps = [{"step": "resize", "height": 512, "width": 512}, {"step": "clahe", "clip_limit": 2.0, "tiles": 8}]
+    limited, free = apply(steps, flat, None), apply([*steps[:1], {**steps[1], "clip_limit": 64.0}], flat, None)
+    assert limited.std() < 4 * flat.std()
+    assert free.std() > 20 * flat.std()
 
 
 def test_longest_side_keeps_the_aspect_and_pads_with_invalid_black() -> None:

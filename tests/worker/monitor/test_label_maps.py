@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 from sqlalchemy import select, text, update
-from stored_films import Films, digest, result
+from stored_films import MANIFEST, Films, digest, result
 
 from schema import tables
 from schema.keys import uid_key
+from schema.regions import REGION_BY_NAME, REGION_SETS
 from schema.tables import LabelSource
 from worker.errors import CarinaError
 from worker.metrics import overlap
@@ -104,6 +105,32 @@ def test_what_was_exported_and_corrected_comes_back(site: Films, exported: Path)
         assert connection.scalar(query) == 1.0
 
 
+def test_what_a_bundle_draws_as_one_region_the_reader_may_draw_as_two(site: Films, tmp_path: Path) -> None:
+    names = REGION_SETS["novikov"]
+    regions = [
+        {"value": value, "name": name, "title": name, "colour": [0, 0, 0], "origin": "exact"}
+        for value, name in enumerate(names)
+    ]
+    with site.database.write() as connection:
+        connection.execute(update(tables.bundle).values(manifest={**MANIFEST, "regions": regions}))
+    export_png(site.database, tmp_path / "out")
+    drawn = cv2.imread(str(tmp_path / "out" / "1.1.png"), cv2.IMREAD_UNCHANGED)
+    lungs, clavicles = (REGION_BY_NAME[name].value for name in ("lungs", "clavicles"))
+    assert {lungs, clavicles, REGION_BY_NAME["heart"].value} <= set(np.unique(drawn))
+    columns = np.flatnonzero((drawn == lungs).any(axis=0))
+    left = np.arange(drawn.shape[1]) > columns[len(columns) // 2]
+    drawn[(drawn == lungs) & left] = REGION_BY_NAME["left_lung"].value
+    drawn[drawn == lungs] = REGION_BY_NAME["right_lung"].value
+    drawn[drawn == clavicles] = REGION_BY_NAME["spine"].value  # which this bundle does not draw
+    cv2.imwrite(str(tmp_path / "out" / "1.1.png"), drawn)
+    assert bring(site, tmp_path / "out").new == FILMS
+    track(site.database, replicates=50)
+    with site.database.read() as connection:
+        first = connection.scalar(select(tables.label_map.c.id).where(tables.label_map.c.instance_id == 1))
+        rows = connection.execute(select(tables.region_dice).where(tables.region_dice.c.label_map_id == first))
+        assert {row.region: row.dice for row in rows} == {"lungs": 1.0, "heart": 1.0, "clavicles": 0.0}
+
+
 def test_films_chosen_or_learned_from_do_not_count(site: Films, exported: Path) -> None:
     bring(site, exported, source=LabelSource.DISAGREEMENT)
     track(site.database, replicates=50)
@@ -115,7 +142,7 @@ def test_films_chosen_or_learned_from_do_not_count(site: Films, exported: Path) 
     ("picture", "what"),
     [
         (np.zeros((60, 41), np.uint8), "it has 60 x 41 pixels, the film 60 x 40"),
-        (np.full((60, 40), 9, np.uint8), "it has the value 9; regions have the values 0 to 7"),
+        (np.full((60, 40), 13, np.uint8), "it has the value 13; regions have the values 0 to 12"),
         (np.zeros((60, 40), np.uint16), "it is not an 8-bit picture of one channel"),
         (np.zeros((60, 40, 3), np.uint8), "it is not an 8-bit picture of one channel"),
         (None, "it cannot be read as a PNG picture"),

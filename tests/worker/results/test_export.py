@@ -48,7 +48,8 @@ def regions(*names: str) -> list[dict[str, object]]:
     [
         (("background", "left_lung", "right_lung"), {0: 0, 1: 1, 2: 2}),
         (("background", "right_lung", "left_lung", "carina"), {0: 0, 1: 2, 2: 1, 3: 7}),
-        (("background", "heart", "spine", "left_lung", "tube"), {0: 0, 1: 8, 2: 5, 3: 1, 4: 9}),
+        (("background", "lungs", "heart", "left_clavicle", "right_clavicle"), {0: 0, 1: 11, 2: 8, 3: 9, 4: 10}),
+        (("background", "heart", "spine", "left_lung", "tube"), {0: 0, 1: 8, 2: 5, 3: 1, 4: 13}),
     ],
 )
 def test_a_region_has_the_same_value_whatever_bundle_found_it(

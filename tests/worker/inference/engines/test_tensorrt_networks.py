@@ -19,6 +19,7 @@ from trainer.export.onnx_export import (  # noqa: E402
     OUTPUTS,
     ClassificationOutputs,
     SegmentationOutputs,
+    SigmoidOutputs,
     export_onnx,
     folded,
     graph_of,
@@ -100,6 +101,18 @@ def test_its_half_typed_graphs_build_too(case: str, precision: Precision, tmp_pa
     plan = build_plan(trt, tmp_path / "network.onnx")
     assert {tensor.dtype for tensor in (*plan.spec.inputs, *plan.spec.outputs)} == {"float32"}
     assert [tensor.name for tensor in plan.spec.outputs] == list(OUTPUTS[task])
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+def test_sigmoid_heads_build_too(precision: Precision, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, CLASSES, 3, padding=1))
+    module, path = SigmoidOutputs(folded(network), 0.75).eval(), tmp_path / "network.onnx"
+    if precision is Precision.FP32:
+        export_onnx(module, path, shape(1), OUTPUTS["segmentation"])
+    else:
+        export_typed(module, path, Member("network", "segmentation", path.name, *shape(1), ()), precision)
+    (answer,) = build_plan(trt, path).spec.outputs
+    assert (answer.name, answer.shape, answer.dtype) == ("probabilities", (None, CLASSES + 1, SIZE, SIZE), "float32")
 
 
 def test_transposed_convolutions_in_bfloat16_are_refused_by_name(tmp_path: Path) -> None:
