@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from finished_runs import NETWORKS, PARTS, SECRET
-from phantom_bundle import PHANTOM_BUNDLE
 
 from schema.bundle import Manifest, read_manifest, sha256_of
 from trainer.commands.package import package as command
@@ -22,7 +21,7 @@ from trainer.evaluation.films import trained_with
 from trainer.export.package import package
 from trainer.recipe import BundleTable
 from trainer.training.run_folder import Run, RunFolder
-from worker.inference.bundles import load_bundle
+from worker.inference.bundles import PACKAGED_BUNDLE, load_bundle
 from worker.inference.engines.backends import open_backend
 from worker.inference.engines.base import Precision
 from worker.metrics import youden_threshold
@@ -197,7 +196,7 @@ def numbers(value: object) -> Iterator[object]:
 def test_segmentation_can_be_taken_from_the_packaged_bundle(finders: tuple[Run, Run], tmp_path: Path) -> None:
     table = BundleTable(name="mixed", version="2", segmentation="packaged")
     manifest = package([finders[0]], tmp_path / "mixed", bundle=table, replicates=50)
-    source = read_manifest(PHANTOM_BUNDLE)
+    source = read_manifest(PACKAGED_BUNDLE)
     (taken,) = source.members_of("segmentation")
     assert manifest.regions == source.regions
     assert [member.task for member in manifest.members] == ["segmentation", "classification"]
