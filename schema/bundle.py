@@ -58,7 +58,7 @@ class Member:
     ``preprocess`` is the ordered list run by ``worker.film.preprocess``; its last shape is
     (``channels``, ``height``, ``width``). A segmentation member has the output
     ``probabilities`` of shape (batch, regions, height, width), of which the highest names a
-    pixel's region, a classification member
+    pixel's region; several are averaged pixel by pixel, so they share height and width. A classification member has
     ``probabilities`` (batch, findings) and ``cam`` (batch, findings, h, w), raw and unscaled.
     ``variants`` names files of the same network, same inputs and outputs, written for a precision
     (``"int8"``: an 8-bit graph; ``"fp16"``, ``"bf16"``: strongly typed graphs) or for ``"torch"``.
@@ -285,8 +285,14 @@ def _check(path: Path, manifest: Manifest) -> None:
     bad = [slug for slug in slugs if not _FIELD_SLUG.match(slug)]
     if bad or len(set(slugs)) != len(slugs):
         raise refuse("regions and findings need distinct lower-case names")
-    if not manifest.members_of("segmentation"):
+    grids = {f"{member.height} x {member.width}" for member in manifest.members_of("segmentation")}
+    if not grids:
         raise refuse("there is no segmentation member")
+    if len(grids) > 1:
+        raise refuse(
+            f"the segmentation members answer on grids of {' and '.join(sorted(grids))}, but masks are averaged pixel "
+            "by pixel: package networks of one size"
+        )
     if manifest.findings and not manifest.members_of("classification"):
         raise refuse("findings are named but there is no classification member")
     if manifest.temperature <= 0:

@@ -18,6 +18,15 @@ from schema.bundle import (
 )
 
 
+def test_masks_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "pair", segmenters=2)
+    manifest = read_manifest(bundle)
+    first, second, *others = manifest.members
+    write_manifest(bundle, replace(manifest, members=(first, replace(second, height=8), *others)))
+    with pytest.raises(BundleError, match=r"grids of .*8 x .* averaged pixel by pixel"):
+        read_manifest(bundle)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "bundle")

@@ -37,10 +37,10 @@ def package(
 ) -> None:
     """Put the networks of finished trainings (their run folders RUN...) into one bundle.
 
-    One run may have trained the segmentation; else the recipe's bundle.segmentation says whose to take. Several
-    classification runs of the same findings become an ensemble. Thresholds and temperature are chosen on the
-    validation films, the figures of the model card measured on the test films. Nothing in the bundle names
-    a film, a patient or a place.
+    Several segmentation runs of the same regions and size become an ensemble, and so do several classification runs of
+    the same findings. Without a segmentation run the recipe's bundle.segmentation says whose to take. Thresholds and
+    temperature are chosen on the validation films, the figures of the model card measured on the test films. Nothing in
+    the bundle names a film, a patient or a place.
 
     Example: carina package runs/holste runs/densenet121 --out bundles/mine-1 --version 1
 

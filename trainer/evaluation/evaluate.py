@@ -17,7 +17,7 @@ shortcuts/         bundles, on request: probes (:mod:`trainer.evaluation.shortcu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from trainer.errors import DataError, RunError
 from trainer.evaluation.classification import choose_thresholds, score_films
 from trainer.evaluation.classification_report import Parts, write_classification
 from trainer.evaluation.films import ALL, has_truth, read_films, recipe_of, trained_with
+from trainer.evaluation.mask_members import compare_members
 from trainer.evaluation.segmentation import measure_films
 from trainer.evaluation.segmentation_report import write_segmentation
 from trainer.evaluation.shortcuts import Sizes, check_part
@@ -206,17 +207,23 @@ def evaluate_bundle(
         members = manifest.members_of(task)
         if not members or not has_truth(dataset, manifest, task):
             continue
-        samples = {
-            member.name: read_films(dataset, recipe_of(manifest, member), part, out / "cache", progress)
-            for member in members
-        }
+        samples = _shared(
+            {
+                member.name: read_films(dataset, recipe_of(manifest, member), part, out / "cache", progress)
+                for member in members
+            },
+            f"The {part} part of {dataset.name}",
+        )
         recipes = {member.name: recipe for member in members if (recipe := trained_with(manifest, member))}
         with subject_of_bundle(directory, task, recipes) as subject:
             told = subject.with_derived(next(iter(samples.values())).derived)
             evaluation = Evaluation(told, samples, part, out / name, replicates, SEED, progress)
             evaluation.out.mkdir(parents=True, exist_ok=True)
             if task == "segmentation":
-                blocks, results = write_segmentation(evaluation, measure_films(evaluation))
+                scores = measure_films(evaluation)
+                blocks, results = write_segmentation(evaluation, scores)
+                compared, alone = compare_members(evaluation, scores)
+                blocks, results = [*blocks, *compared], {**results, **alone}
             else:
                 blocks, results = write_classification(evaluation, _findings_of_bundle(evaluation))
             summary[name] = _finish(evaluation, blocks, results)
@@ -278,6 +285,19 @@ def _alike(samples: dict[str, Samples], part: str) -> dict[str, Samples]:
     if not len(first):
         raise DataError(f"The {part} part has no films: choose another part, or change data.split and train again.")
     return samples
+
+
+def _shared(samples: Mapping[str, Samples], part: str) -> dict[str, Samples]:
+    """The films that every network may be judged on: networks of an ensemble may have split them differently."""
+    names = set.intersection(*(set(each.names) for each in samples.values()))
+    if not names:
+        raise DataError(f"{part} has no film that is in it for {' and '.join(samples)}: choose another part, or {ALL}.")
+    order = [name for name in next(iter(samples.values())).names if name in names]
+    shared = {}
+    for member, each in samples.items():
+        places = {name: place for place, name in enumerate(each.names)}
+        shared[member] = each if tuple(order) == tuple(each.names) else each.subset([places[name] for name in order])
+    return shared
 
 
 def _finish(evaluation: Evaluation, blocks: list[str], results: dict[str, Any]) -> dict[str, Any]:

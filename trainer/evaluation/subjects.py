@@ -79,6 +79,12 @@ class Subject:
         marked = with_derived(self.manifest.regions, regions)
         return replace(self, bundle=replace(self.bundle, manifest=replace(self.manifest, regions=marked)))
 
+    def alone(self, member: Member) -> Subject:
+        """One of several members by itself."""
+        manifest = replace(self.manifest, members=(member,))
+        recipes = {name: recipe for name, recipe in self.recipes.items() if name == member.name}
+        return replace(self, bundle=replace(self.bundle, manifest=manifest), recipes=recipes)
+
     @property
     def manifest(self) -> Manifest:
         """The members of one task."""

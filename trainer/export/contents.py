@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,14 @@ _RUN_FACTS = (
 def bundle_table(runs: Sequence[Run], name: str = "", version: str = "") -> BundleTable:
     """What the runs' recipes say about their bundle; ``name`` and ``version`` count more.
 
-    The first recipe that has a bundle table decides, and the segmentation recipe about regions.
+    The first recipe that has a bundle table decides, and the first segmentation recipe about regions.
     """
     tables = [run.recipe.bundle for run in runs if run.recipe.bundle]
     table = tables[0] if tables else BundleTable(name=runs[0].recipe.name)
     changes: dict[str, Any] = {"name": name or table.name, "version": version or table.version}
-    for run in runs:
-        if run.recipe.task == "segmentation":
-            own = run.recipe.bundle or BundleTable(name=table.name)
-            changes |= {
-                name: getattr(own, name) for name in ("origin", "derived", "notes", "segmentation", "postprocess")
-            }
+    if masks := next((run for run in runs if run.recipe.task == "segmentation"), None):
+        own = masks.recipe.bundle or BundleTable(name=table.name)
+        changes |= {name: getattr(own, name) for name in ("origin", "derived", "notes", "segmentation", "postprocess")}
     return table.model_copy(update=changes)
 
 
@@ -70,16 +67,16 @@ class CopiedSegmentation:
 
 @dataclass(frozen=True)
 class Contents:
-    """One segmentation, by a run or copied, and the runs of an ensemble of classifiers."""
+    """The runs of an ensemble of segmentation networks, or a copied one, and those of an ensemble of classifiers."""
 
-    segmentation: Run | None
+    segmenters: tuple[Run, ...]
     copied: CopiedSegmentation | None
     classifiers: tuple[Run, ...]
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs, in the order of the bundle's members."""
-        return (*([self.segmentation] if self.segmentation else []), *self.classifiers)
+        return (*self.segmenters, *self.classifiers)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -87,15 +84,16 @@ class Contents:
         return self.classifiers[0].recipe.data.findings if self.classifiers else ()
 
     def regions(self, bundle: BundleTable) -> tuple[BundleRegion, ...]:
-        """The regions and how their truth was made: see :mod:`trainer.region_origins`."""
-        if self.segmentation is None:
+        """The regions and how their truth was made: see :mod:`trainer.region_origins`.
+
+        A region that was derived for one network of an ensemble counts as derived.
+        """
+        if not self.segmenters:
             return self.copied.manifest.regions if self.copied else ()
-        recipe, data = self.segmentation.recipe, self.segmentation.data
-        return (
-            exact(regions_of(recipe, bundle))
-            if data["name"] == PHANTOMS
-            else regions_of(recipe, bundle, _derived(data))
-        )
+        recipe = self.segmenters[0].recipe
+        if all(run.data["name"] == PHANTOMS for run in self.segmenters):
+            return exact(regions_of(recipe, bundle))
+        return regions_of(recipe, bundle, [name for run in self.segmenters for name in _derived(run.data)])
 
     def description(self, bundle: BundleTable) -> str:
         """What the bundle is in one sentence."""
@@ -118,15 +116,13 @@ def contents_of(runs: Sequence[Run], bundle: BundleTable) -> Contents:
     Raises
     ------
     RunError
-        No segmentation or two of them, or classifiers of different findings.
+        No segmentation, segmentation networks whose answers cannot be averaged, or classifiers of different findings.
     schema.bundle.BundleError
         The bundle that the segmentation is taken from is unusable.
     """
-    masks = [run for run in runs if run.recipe.task == "segmentation"]
+    masks = tuple(run for run in runs if run.recipe.task == "segmentation")
     classifiers = tuple(run for run in runs if run.recipe.task == "classification")
-    if len(masks) > 1:
-        folders = " and ".join(str(run.folder) for run in masks)
-        raise RunError(f"A bundle has one segmentation network, and {folders} trained one each: name one of them.")
+    _check_averages(masks)
     if masks and bundle.segmentation:
         raise RunError(
             f"{masks[0].folder} trained a segmentation network, and bundle.segmentation takes another one "
@@ -145,9 +141,30 @@ def contents_of(runs: Sequence[Run], bundle: BundleTable) -> Contents:
                 "the networks of an ensemble need the same findings in the same order."
             )
     if masks:
-        return Contents(masks[0], None, classifiers)
+        return Contents(masks, None, classifiers)
     source = PACKAGED_BUNDLE if bundle.segmentation == PACKAGED else Path(bundle.segmentation).expanduser()
-    return Contents(None, CopiedSegmentation(source, read_manifest(source)), classifiers)
+    return Contents((), CopiedSegmentation(source, read_manifest(source)), classifiers)
+
+
+def _check_averages(masks: Sequence[Run]) -> None:
+    """See that the probabilities of segmentation networks mean the same, pixel by pixel; preprocessing may differ."""
+    for run in masks[1:]:
+        for ours, theirs in zip(_answer(masks[0].recipe), _answer(run.recipe), strict=True):
+            if ours != theirs:
+                raise RunError(
+                    f"{masks[0].folder} learned {ours} and {run.folder} learned {theirs}: the masks of an ensemble are "
+                    "averaged pixel by pixel, so package the two apart, or train one of them again."
+                )
+
+
+def _answer(recipe: Recipe) -> Iterator[str]:
+    """What a segmentation network's channels are, in words."""
+    _, height, width = recipe.input_shape
+    yield ", ".join(recipe.data.regions)
+    yield f"masks of {height} x {width}"
+    yield f"regions that {'overlap' if recipe.data.overlapping else 'exclude each other'}"
+    network = recipe.network
+    yield network.activation + (f" with the threshold {network.threshold:g}" if network.activation == "sigmoid" else "")
 
 
 def facts_of_run(run: Run) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from trainer.evaluation.classification import choose_thresholds, score_films
 from trainer.evaluation.classification_figures import CALIBRATION
 from trainer.evaluation.classification_report import Parts, write_classification
 from trainer.evaluation.evaluate import SEED
+from trainer.evaluation.mask_members import compare_members
 from trainer.evaluation.segmentation import measure_films
 from trainer.evaluation.segmentation_report import write_segmentation
 from trainer.evaluation.subjects import Evaluation, Progress, Subject, subject_of_bundle
@@ -72,11 +73,13 @@ class Findings:
 def measure_segmentation(
     directory: Path, recipes: Mapping[str, Recipe], test: Films, *, replicates: int = REPLICATES, progress: Progress
 ) -> dict[str, Any]:
-    """The segmentation member's figures on ``test`` (member name → films)."""
+    """The masks' figures on ``test`` (member name → the same films); an ensemble's networks are measured alone too."""
     with subject_of_bundle(directory, "segmentation", recipes) as subject, tempfile.TemporaryDirectory() as folder:
         evaluation = Evaluation(subject, test, "test", Path(folder), replicates, SEED, progress)
-        _, results = write_segmentation(evaluation, measure_films(evaluation))
-    return _metrics(evaluation, results)
+        scores = measure_films(evaluation)
+        _, results = write_segmentation(evaluation, scores)
+        _, alone = compare_members(evaluation, scores)
+    return _metrics(evaluation, {**results, **alone})
 
 
 def measure_findings(

@@ -11,6 +11,7 @@ from typing import Any
 from schema.bundle import Manifest
 from schema.findings import title
 from trainer.data.description import PHANTOMS
+from trainer.evaluation.mask_members import ENSEMBLE_ABOVE, MEAN_DICE, MEAN_JACCARD
 from trainer.evaluation.tables import NOTHING, RESEARCH_USE, markdown, number
 from trainer.export.measured import RELIABILITY
 from trainer.export.operating_point import NO_THRESHOLD
@@ -77,6 +78,8 @@ def _contents(manifest: Manifest) -> Iterator[str]:
         ["region", "its truth", "what it means here"],
         [[region.title, region.origin, region.note or "as its name says"] for region in manifest.regions],
     )
+    if len(manifest.members_of("segmentation")) > 1:
+        yield "A pixel's probabilities are the means over the segmentation networks; the masks are those of the means."
     if len(manifest.members_of("classification")) > 1:
         yield "The probability of a finding is the mean over the classification networks."
     if manifest.findings:
@@ -84,16 +87,13 @@ def _contents(manifest: Manifest) -> Iterator[str]:
             f"Probabilities are scaled with temperature {manifest.temperature:g}. Temperature and thresholds were "
             "chosen on the validation films, never on those that were measured."
         )
-    lowered = {
-        region: amount
-        for facts in _runs(manifest).values()
-        for region, amount in facts.get("lowered_logits", {}).items()
-    }
-    for region, amount in lowered.items():
-        yield (
-            f"The loss weighed the {region} up; its logit was lowered by {amount:g} afterwards, for its best "
-            "Dice on the validation films."
-        )
+    several = len(manifest.members_of("segmentation")) > 1
+    for name, facts in _runs(manifest).items():
+        for region, amount in facts.get("lowered_logits", {}).items():
+            yield (
+                f"The loss {f'of {name} ' if several else ''}weighed the {region} up; its logit was lowered by "
+                f"{amount:g} afterwards, for its best Dice on the validation films."
+            )
 
 
 def _training(manifest: Manifest, name: str) -> str:
@@ -180,6 +180,14 @@ def _masks(metrics: Facts) -> Iterator[str]:
             for name, each in scored.items()
         ],
     )
+    if alone := metrics.get("members"):
+        yield markdown(
+            ["network alone", "mean Dice", "mean Jaccard", "the ensemble's mean Dice is higher by"],
+            [
+                [name, *(_figure(each[key]) for key in (MEAN_DICE, MEAN_JACCARD, ENSEMBLE_ABOVE))]
+                for name, each in alone.items()
+            ],
+        )
     failures = metrics["failures"]
     strange = metrics["no_chest"]
     total = metrics["films"] - strange["films"]
@@ -239,7 +247,8 @@ def _calibration(metrics: Facts) -> Iterator[str]:
 def _unmeasured(manifest: Manifest) -> Iterator[str]:
     masks, findings = (manifest.metrics.get(task, {}) for task in ("segmentation", "classification"))
     if "copied_from" in masks:
-        yield f"The masks: their network is that of {masks['copied_from']}, whose model card has its figures."
+        what = "networks are those" if len(manifest.members_of("segmentation")) > 1 else "network is that"
+        yield f"The masks: their {what} of {masks['copied_from']}, whose model card has the figures."
     elif "figures" not in masks:
         yield "The masks: no films were kept back to measure them on."
     derived = [region.title for region in manifest.regions if region.origin == "derived"]

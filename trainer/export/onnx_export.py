@@ -52,7 +52,8 @@ class SigmoidOutputs(nn.Module):  # type: ignore[misc]
     """A segmentation network of which each channel stands for itself: ``probabilities`` (N, regions, H, W).
 
     They are those of :func:`trainer.networks.heads.competing`, so that a sigmoid network runs wherever one with softmax
-    does; nothing is taken off a logit, because a threshold decides. ``background`` says whether the network has a
+    does; nothing is taken off a logit, because a threshold decides. What their mean over several networks says is told
+    there. ``background`` says whether the network has a
     channel for the background, which only its loss needs.
     """
 

@@ -1,8 +1,8 @@
 """From finished runs to a bundle: networks, operating point, parity films, figures, model card, manifest.
 
-A bundle has one segmentation network, trained by one of the runs or taken from an existing bundle, and any number
-of classifiers, whose probabilities are averaged (classifier paper, section 3.5.2). What it says about itself
-comes from the runs; no path, film name or patient key goes into it.
+A bundle has segmentation networks, trained by runs or taken from an existing bundle, and any number of classifiers. The
+probabilities of several are averaged (masks: Novikov et al., section IV-A and Table III; findings: classifier paper,
+section 3.5.2). What it says about itself comes from the runs; no path, film name or patient key goes into it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def package(
     Parameters
     ----------
     runs
-        One segmentation run at most, and classification runs of the same findings.
+        Segmentation runs of the same regions on the same grid, and classification runs of the same findings.
     out
         The bundle's folder. An earlier bundle there is replaced, anything else refused.
     bundle
@@ -210,7 +210,7 @@ class _Draft:
         metrics: dict[str, Any] = {}
         if self.contents.copied:
             metrics["segmentation"] = {"copied_from": self.contents.copied.manifest.key}
-        elif test := _test_films([network for network in networks if network not in finders]):
+        elif test := _test_films([network for network in networks if network.member.task == "segmentation"]):
             metrics["segmentation"] = measure_segmentation(
                 self.directory, recipes, test, replicates=self.replicates, progress=self.progress
             )

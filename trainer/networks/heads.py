@@ -19,7 +19,14 @@ def competing(regions: torch.Tensor, threshold: float) -> torch.Tensor:
     recipe lies on top, as clavicles do on lungs: there an earlier region's probability is lowered to the middle between
     the threshold and that of the region on top, if it is not lower anyway. So every region's probability is above the
     threshold where it was before, and nowhere else: overlapping regions can still be told from the answer.
-    Averages of several networks are taken of these numbers.
+
+    Averages of several networks are taken of these numbers. Where two networks agree which region is likeliest and
+    nothing overlaps, that region wins the mean exactly where the mean of their own probabilities is above the threshold
+    (Novikov et al., Table III, "averaging"). Of more networks, those that are sure can outvote one, as the background's
+    probability ends at 1: at 0.75, two that say 1 win over a third that says anything above 0, as by the paper's
+    "majority voting". Where networks name different regions, the one with the higher mean may win a little below the
+    threshold. Under a region on top the lowered numbers are averaged, so that the mean there is at most that of the
+    networks' own probabilities.
 
     Parameters
     ----------

@@ -317,4 +317,8 @@ def _description(manifest: dict[str, Any]) -> list[str]:
     for member in manifest["members"]:
         size = " x ".join(str(member[side]) for side in ("channels", "height", "width"))
         lines.append(f"  network      {member['name']}: {member['network'] or member['task']}, sees {size}")
+    for task, what in (("segmentation", "masks"), ("classification", "findings")):
+        names = [member["name"] for member in manifest["members"] if member["task"] == task]
+        if len(names) > 1:
+            lines.append(f"  ensemble     {what}: the mean of {' and '.join(names)}")
     return lines

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from finished_runs import run_recipe
+from finished_runs import NETWORKS, run_recipe
 
 from schema.bundle import BundleError
 from trainer.errors import RunError
@@ -15,6 +17,10 @@ from trainer.training.run_folder import Run
 
 MakeRun = Callable[..., Run]
 EIGHT = list(run_recipe("segmentation").data.regions)
+SIGMOID = {
+    "network": {**NETWORKS["segmentation"], "activation": "sigmoid", "threshold": 0.5},
+    "loss": {"name": "class_frequency_dice"},
+}
 
 
 def test_the_first_table_names_the_bundle_and_the_segmentation_tells_its_regions(untrained: MakeRun) -> None:
@@ -53,14 +59,35 @@ class TestOrigins:
         assert set(self.origins(run, BundleTable(name="b", origin="annotated")).values()) == {"exact"}
 
 
+def test_several_segmentations_are_an_ensemble(masks: Run, untrained: MakeRun) -> None:
+    derived = {"bundle": {"name": "second", "notes": {"spine": "of the second"}}}
+    other = untrained("m", "segmentation", derived, origin={"derived from the lungs": "spine"})
+    table = bundle_table([masks, other])
+    assert (table.name, table.notes) == ("second", {})
+    contents = contents_of([masks, other], table)
+    assert contents.runs == (masks, other)
+    origins = {region.name: region.origin for region in contents.regions(table)}
+    assert (origins["spine"], origins["left_lung"]) == ("derived", "annotated")
+
+
 class TestRefusals:
     def test_no_segmentation(self, finders: tuple[Run, Run]) -> None:
         with pytest.raises(RunError, match=r"needs a segmentation network: .*'packaged'"):
             contents_of(finders, BundleTable(name="b"))
 
-    def test_two_segmentations(self, masks: Run) -> None:
-        with pytest.raises(RunError, match="one segmentation network"):
-            contents_of([masks, masks], BundleTable(name="b"))
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"data": {"regions": ["background", "left_lung"]}}, "learned background, left_lung: "),
+            ({"preprocess": [{"step": "resize", "height": 96, "width": 64}]}, "learned masks of 96 x 64: "),
+            ({"data": {"regions": EIGHT, "overlapping": True}, **SIGMOID}, "learned regions that overlap: "),
+            (SIGMOID, "learned sigmoid with the threshold 0.5: "),
+        ],
+    )
+    def test_masks_that_cannot_be_averaged(self, masks: Run, changes: dict[str, Any], told: str) -> None:
+        other = replace(masks, recipe=run_recipe("segmentation", **changes))
+        with pytest.raises(RunError, match=told):
+            contents_of([masks, other], BundleTable(name="b"))
 
     def test_a_segmentation_and_another_one_to_take(self, masks: Run) -> None:
         with pytest.raises(RunError, match="leave one of the two out"):

@@ -46,6 +46,27 @@ def test_novikovs_threshold_by_hand() -> None:
     assert found.argmax(1).flatten().tolist() == [0, 1, 0, 1]
 
 
+def by_hand(*probabilities: float) -> list[float]:
+    """The mean (background, region) of networks that say so of one pixel, at Novikov's threshold."""
+    said = [competing(torch.tensor([[[[each]]]]), 0.75) for each in probabilities]
+    mean: list[float] = torch.stack(said).mean(0).flatten().tolist()
+    return mean
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_two_networks_average_their_own_probabilities(one: float, other: float) -> None:
+    background, region = by_hand(one, other)
+    if abs((one + other) / 2 - 0.75) > 1e-4:
+        assert (region > background) == ((one + other) / 2 > 0.75)
+
+
+def test_of_three_networks_two_that_are_sure_win() -> None:
+    background, region = by_hand(1.0, 1.0, 0.1)
+    assert region == pytest.approx(0.7) and region > background
+    background, region = by_hand(0.8, 0.8, 0.1)
+    assert region < background
+
+
 def test_labels_and_bit_fields_as_channels() -> None:
     labels = torch.tensor([[[0, 1], [2, 1]]], dtype=torch.uint8)
     channels = region_channels(labels, 3, overlapping=False)
