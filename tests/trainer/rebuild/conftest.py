@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
+from phantom_bundle import PHANTOM_BUNDLE
 from tiny_recipes import FINDINGS, write_recipe
 
 from trainer.rebuild.request import Request, make_request
@@ -30,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     home.mkdir()
     (home / "site.key").write_text("5a" * 32)
-    return Settings(home=home, disk_reserve=0)
+    return Settings(home=home, disk_reserve=0, bundle=str(PHANTOM_BUNDLE))
 
 
 @pytest.fixture

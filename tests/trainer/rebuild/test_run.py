@@ -59,7 +59,7 @@ class Site:
         home = folder / "home"
         home.mkdir()
         (home / "site.key").write_text("5a" * 32)
-        self.settings = Settings(home=home, disk_reserve=0)
+        self.settings = Settings(home=home, disk_reserve=0, bundle=str(PHANTOM_BUNDLE))
         member = write_recipe(folder, "tiny-findings", FINDINGS)
         recipe = write_recipe(folder, "tiny-regions", REGIONS + f'members = ["{member}"]\n')
         self.report = rebuild(self.settings, make_request(recipe, data="phantoms"), replicates=50)
