@@ -17,6 +17,7 @@ from schema.database import Database
 from schema.findings import Finding
 from schema.regions import HOLSTE_REGIONS
 from schema.tables import PRIORITY, ArrivalState, JobKind, JobState, Lane
+from worker import REVISION
 from worker.film.prepared import FilmFacts, Geometry
 from worker.intake.lookups import allocate_ids
 from worker.queue.ledger import WorkerIdentity, claim
@@ -250,7 +251,7 @@ class Ledger:
     def claim(self, limit: int = 16, *, worker: WorkerIdentity | None = None, **changes: Any) -> Claim | None:
         options: dict[str, Any] = {
             "bundle_id": self.bundle_id,
-            "revision": 1,
+            "revision": REVISION,
             "limit": limit,
             "lease_seconds": self.settings.lease_seconds,
             "draw": lambda: 0.99,

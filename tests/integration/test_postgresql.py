@@ -31,6 +31,7 @@ from schema import queries, tables
 from schema.database import Database
 from schema.tables import Lane
 from schema.types import database_now
+from worker import REVISION
 from worker.errors import CarinaError, FilmError
 from worker.intake.register import Examined
 from worker.queue.duties import Duty, do_due_duties, ensure_duties, prune
@@ -62,7 +63,7 @@ def together(count: int, work: Callable[[int], Any]) -> list[Any]:
 
 def claim_as(ledger: Ledger, worker: WorkerIdentity, limit: int = 16) -> Claim | None:
     return claim(
-        ledger.database, worker, bundle_id=ledger.bundle_id, revision=1, limit=limit, lease_seconds=120.0,
+        ledger.database, worker, bundle_id=ledger.bundle_id, revision=REVISION, limit=limit, lease_seconds=120.0,
         draw=lambda: 0.99,
     )  # fmt: skip
 

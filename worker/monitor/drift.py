@@ -196,7 +196,7 @@ def charts(nights: Nights, accepted: Mapping[tuple[Family, Group], date] | None 
     for measure in nights.measures:
         for group in groups_of(nights.cells):
             if _applies(measure, group):
-                yield _chart(nights, measure, group, _since(measure.family, group, accepted or {}))
+                yield _chart(nights, measure, group, learned_since(measure.family, group, accepted or {}))
 
 
 def judge(found: Iterable[Chart], nights: int | None = None) -> tuple[Series, ...]:
@@ -216,7 +216,7 @@ def _applies(measure: Measure, group: Group) -> bool:
 STATION_MIX, AGE_MIX, VIEW_MIX = "mix of stations", "mix of ages", "mix of views"
 
 
-def _since(family: Family, group: Group, accepted: Mapping[tuple[Family, Group], date]) -> date | None:
+def learned_since(family: Family, group: Group, accepted: Mapping[tuple[Family, Group], date]) -> date | None:
     """From when on a series is learned: a station's change is one of all films and of every age band as well."""
     return max(
         (

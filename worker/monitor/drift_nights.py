@@ -18,6 +18,7 @@ from worker.monitor.drift import (
     STATION_MIX,
     VIEW_MIX,
     Cell,
+    Chart,
     Family,
     Group,
     Measure,
@@ -26,6 +27,7 @@ from worker.monitor.drift import (
     charts,
     groups_of,
     judge,
+    learned_since,
 )
 from worker.monitor.drift_charts import FloatArray
 
@@ -81,7 +83,13 @@ def look_at_drift(connection: Connection, *, now: datetime | None = None) -> Dri
     known = {subject(key, group): group for group in groups_of(nights.cells)}
     starts = {(Family(rule), known[about]): day for (rule, about), day in accepted.items() if about in known}
     gone = until - timedelta(days=_GONE_DAYS)
-    drawn = [chart for chart in charts(nights, starts) if chart.days and chart.days[-1] >= gone]
+
+    def lives(chart: Chart) -> bool:
+        # One that is learned anew from today on has no night yet.
+        last = chart.days[-1] if chart.days else learned_since(chart.measure.family, chart.group, starts)
+        return last is not None and last >= gone
+
+    drawn = [chart for chart in charts(nights, starts) if lives(chart)]
     return DriftReport(key, until - timedelta(days=1), judge(drawn))
 
 

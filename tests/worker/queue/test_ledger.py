@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from schema import tables
 from schema.tables import Lane
+from worker import REVISION
 from worker.errors import FilmError
 from worker.queue.claim_statements import EVERYWHERE
 from worker.queue.finish import finish
@@ -33,7 +34,7 @@ class TestClaim:
         assert [item.source.path for item in claimed.jobs] == ["a.dcm", "b.dcm"]
         assert claimed.bundle_id == ledger.bundle_id
         row = job_row(ledger.database, ids[0])
-        assert (row.state, row.bundle_id, row.revision, row.attempts) == ("leased", ledger.bundle_id, 1, 1)
+        assert (row.state, row.bundle_id, row.revision, row.attempts) == ("leased", ledger.bundle_id, REVISION, 1)
         assert row.started_at is not None and row.wait_seconds is not None
 
     def test_takes_no_more_than_asked_and_nobody_twice(self, ledger: Ledger) -> None:

@@ -36,6 +36,7 @@ from schema import tables
 from schema.database import Database
 from schema.tables import JobKind, Lane
 from schema.view_tables import published_result
+from worker import REVISION
 from worker.errors import FilmError
 from worker.queue.finish import SIGNALS_FROM_OUTSIDE, finish, postpone
 from worker.queue.invariants import check_invariants
@@ -119,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.database,
             self.workers[name],
             bundle_id=self.champion,
-            revision=1,
+            revision=REVISION,
             limit=limit,
             lease_seconds=3600.0,
             suspects=suspects,
@@ -145,7 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(last=st.none() | st.integers(1, 4))
     def try_the_candidate_out(self, last: int | None) -> None:
         shown = self.published()
-        open_shadow_jobs(self.database, self.candidate, last=last, revision=1)
+        open_shadow_jobs(self.database, self.candidate, last=last, revision=REVISION)
         assert self.published() == shown
 
     @precondition(lambda self: self.films)
@@ -156,7 +157,7 @@ class LedgerMachine(RuleBasedStateMachine):
         while claimed := self.ledger.claim(8):
             outcomes = [self.outcome(item, "done") for item in claimed.jobs]
             finish(self.database, claimed, outcomes, settings=self.settings)
-        open_shadow_jobs(self.database, self.candidate, revision=1)
+        open_shadow_jobs(self.database, self.candidate, revision=REVISION)
         for kind in kinds:
             claimed = self.ledger.claim(1, bundle_id=self.candidate, shadow=True)
             if claimed is not None:
@@ -173,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.database,
             self.workers[name],
             bundle_id=self.candidate,
-            revision=1,
+            revision=REVISION,
             limit=limit,
             lease_seconds=3600.0,
             suspects=suspects,
