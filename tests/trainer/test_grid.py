@@ -487,6 +487,7 @@ class TestRefused:
 class TestPackagedGrids:
     def test_every_paper_is_there(self):
         assert GRIDS == [
+            "families",
             "holste-table-2",
             "holste-tables-3-4",
             "maga-table-1",
@@ -518,7 +519,8 @@ class TestPackagedGrids:
             assert column is not None
             assert column.task in (recipe.task, "cost")
         for row in (*recipe.grid.cells, *recipe.grid.ensembles):
-            assert set(row.paper) == set(recipe.grid.columns) or recipe.paper == "wang"  # whose figures are lost
+            # Wang's figures are lost, and a comparison of ours has none.
+            assert set(row.paper) == set(recipe.grid.columns) or recipe.paper in ("wang", "")
             assert all(as_printed(figure) for figure in row.paper.values())
 
     @pytest.mark.parametrize("name", GRIDS)

@@ -73,6 +73,8 @@ def _shrunk(name: str) -> Recipe:
         changes["data.findings"] = ["pneumonia", "no_finding"]
     elif not set(recipe.data.regions) <= {str(region.name) for region in HOLSTE_REGIONS}:
         changes["data.regions"] = LUNGS
+    if recipe.network.checkpoint:
+        changes["network.checkpoint"] = ""  # weights of a run that is not here
     if recipe.network.name in NARROW:
         changes["network.options"] = {**recipe.network.options, **NARROW[recipe.network.name]}
     return load_recipe(name, changes)
