@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from ledger import own_server
 from page_server import Browser, serving
 from stored_films import MANIFEST
-from views import ONE_PROCESS, _tidy, fill
+from views import PLANNER, _tidy, fill
 
 from schema.daily import count_days
 from schema.database import Database
@@ -85,7 +85,7 @@ def main() -> int:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         database = Database(
-            f"{server.fresh_database()}?options={ONE_PROCESS}" if server else f"sqlite:///{folder}/carina.sqlite"
+            f"{server.fresh_database()}?options={PLANNER}" if server else f"sqlite:///{folder}/carina.sqlite"
         )
         database.upgrade()
         print(f"{database.dialect}, {options.films:,} films, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
