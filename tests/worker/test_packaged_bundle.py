@@ -94,11 +94,11 @@ def test_tells_ill_phantoms_from_well_ones(manifest: Manifest, networks: dict[st
         phantom = make_phantom(2 * 10**6 + seed, rows=320, columns=280, pneumonia=seed % 2 == 0, randomise=0.4)
         scores.append(score(manifest, networks, phantom.image, "pneumonia"))
         truth.append(seed % 2 == 0)
-    assert auroc(np.asarray(truth), np.asarray(scores)) > 0.7
+    assert auroc(np.asarray(truth), np.asarray(scores)) > 0.8
 
 
-def picture_verdict(manifest: Manifest, networks: dict[str, Engine], path: Path) -> bool:
-    """Whether the picture counts as a chest; a film that is refused or called a failure does not."""
+def picture_verdict(manifest: Manifest, networks: dict[str, Engine], path: Path) -> str:
+    """``refused``, ``failure`` (done, its masks called unsound) or ``chest``."""
     member = manifest.members_of("segmentation")[0]
     film = prepare(FilmSource(path), {member.name: member.preprocess})
     probabilities = segment(manifest, networks, film.tensors[member.name])
@@ -109,10 +109,12 @@ def picture_verdict(manifest: Manifest, networks: dict[str, Engine], path: Path)
     centre = {m.region: m.centroid_column for m in measurements}
     verdict = judge(segmentation, measurements, film.facts, regions)
     context = FlagContext(segmentation, measurements, probabilities, regions, film.facts, settings=settings)
-    if not verdict.eligible or Rule.HOLSTE_FAILURE in {flag.rule for flag in evaluate(context)}:
-        return False
+    if not verdict.eligible:
+        return "refused"
+    if Rule.HOLSTE_FAILURE in {flag.rule for flag in evaluate(context)}:
+        return "failure"
     assert centre[Region.RIGHT_LUNG] < centre[Region.LEFT_LUNG]
-    return True
+    return "chest"
 
 
 @pytest.mark.parametrize(("kind", "chest"), [(None, True), ("limb", False), ("pelvis", False), ("lateral", False)])
@@ -126,22 +128,24 @@ def test_only_chests_are_eligible(
     phantom = make_phantom(31, negative=kind is not None, kind=kind, randomise=0.3)
     path = tmp_path / "film.dcm"
     path.write_bytes(dicom_bytes(phantom_dataset(phantom)))
-    assert picture_verdict(manifest, networks, path) is chest
+    assert picture_verdict(manifest, networks, path) == ("chest" if chest else "refused")
 
 
 @pytest.mark.skipif(not REAL_CHESTS, reason="the shared real films are not here")
 @pytest.mark.parametrize("path", REAL_CHESTS, ids=lambda path: path.stem[-24:])
 def test_real_adult_chests_are_eligible(manifest: Manifest, networks: dict[str, Engine], path: Path) -> None:
-    assert picture_verdict(manifest, networks, path)
+    assert picture_verdict(manifest, networks, path) == "chest"
 
 
 @pytest.mark.skipif(not STRANGERS, reason="the shared real films are not here")
 @pytest.mark.parametrize("path", STRANGERS, ids=lambda path: path.stem[-24:])
 def test_real_hip_leg_and_dog_are_not(manifest: Manifest, networks: dict[str, Engine], path: Path) -> None:
     try:
-        assert not picture_verdict(manifest, networks, path)
+        found = picture_verdict(manifest, networks, path)
     except FilmError as error:
         pytest.fail(f"the film could not be read: {error.code}")
+    # The dog has a thorax: its masks are called unsound, it is not refused.
+    assert found == ("failure" if "dx_image" in path.name else "refused")
 
 
 @pytest.mark.skipif(not (SHARED / "ped_cxr").is_dir(), reason="the shared real films are not here")
