@@ -147,12 +147,19 @@ class Recipe(Table):
         if self.task == "classification":
             for key, given in (
                 ("network.activation", self.network.activation != "softmax"),
+                ("network.threshold", self.network.threshold != NetworkTable.model_fields["threshold"].default),
                 ("augmentation.mixup", mixed),
                 ("data.overlapping", overlapping),
             ):
                 if given:
                     raise ValueError(f"{key} is for segmentation: leave it out of a recipe that learns findings")
             return
+        usual = NetworkTable.model_fields["threshold"].default
+        if self.network.activation == "softmax" and self.network.threshold != usual:
+            raise ValueError(
+                "network.threshold is asked where network.activation is 'sigmoid'; softmax takes the highest "
+                f"probability: leave it out, or at {usual}"
+            )
         kind = REGION_LOSSES.get(self.loss.name)
         if kind and self.network.activation not in kind.activations:
             fitting = [name for name, other in REGION_LOSSES.items() if self.network.activation in other.activations]

@@ -44,7 +44,7 @@ from trainer.evaluation.evaluate import evaluate_run
 from trainer.recipe import Recipe, SearchTable, load_recipe, recipe_names
 from trainer.search_result import SearchResult, Trial
 from trainer.training.progress import TrainingProgress
-from trainer.training.run_folder import RunFolder
+from trainer.training.run_folder import RunFolder, locked
 from trainer.training.train import train
 from worker.bootstrap import REPLICATES
 from worker.errors import CarinaError
@@ -52,6 +52,7 @@ from worker.errors import CarinaError
 #: Measured on the films that a fold leaves out.
 PART = "test"
 STUDY = "study.db"
+_LOCK = "search.lock"
 
 _SPACE = "space"
 _REASON, _FOLDS = "reason", "folds"
@@ -97,7 +98,8 @@ def run_search(
     RecipeError
         The recipe has no search, or a setting of it is wrong or set by ``changes`` too.
     RunError
-        ``out`` is the folder of a run, the study was begun with another search, or its database cannot be used.
+        ``out`` is the folder of a run, another process searches there, the study was begun with another search, or
+        its database cannot be used.
     KeyboardInterrupt
         The person said so; the same call goes on.
     """
@@ -108,16 +110,20 @@ def run_search(
         raise RunError(f"{out} is the folder of a single run: choose another one for the search.")
     out.mkdir(parents=True, exist_ok=True)
     name = f"{recipe.name} in {out.resolve().name}"
-    kept = _open_study(study or f"sqlite:///{(out / STUDY).resolve()}", name, recipe, table)
     wanted = trials or table.trials
-    searcher = _Searcher(reference, recipe, table, dataset, out, changes, kept, progress, devices, workers, replicates)
-    searcher.finish_what_was_cut_off()
-    while searcher.tried < wanted:
-        progress.say(f"Trial {searcher.tried + 1} of {wanted}")
-        searcher.next_trial()
-        searcher.result().write()
-    result = searcher.result()
-    result.write()
+    # A second process would take the trial that the first is at for one that was cut off.
+    with locked(out / _LOCK):
+        kept = _open_study(study or f"sqlite:///{(out / STUDY).resolve()}", name, recipe, table)
+        searcher = _Searcher(
+            reference, recipe, table, dataset, out, changes, kept, progress, devices, workers, replicates
+        )
+        searcher.finish_what_was_cut_off()
+        while searcher.tried < wanted:
+            progress.say(f"Trial {searcher.tried + 1} of {wanted}")
+            searcher.next_trial()
+            searcher.result().write()
+        result = searcher.result()
+        result.write()
     return result
 
 

@@ -121,6 +121,7 @@ class TestRefusals:
             ({"optimiser.rate": float("inf")}, r"optimiser\.rate"),
             ({"loss.evidence": 0.5}, r"loss\.evidence is for classifiers"),
             ({"network.activation": "sigmoid"}, r"cross_entropy is not for .*'sigmoid': choose softmax .*tversky"),
+            ({"network.threshold": 0.5}, r"network\.threshold is asked where .* 'sigmoid'"),
             ({"loss.name": "binary_cross_entropy_jaccard"}, "choose sigmoid there, or one of the losses cross_entropy"),
             ({"augmentation.mixup": 0.2}, r"augmentation\.mixup gives pixels more than one region.*focal_tversky"),
             ({"data.overlapping": True, "loss.name": "tversky"}, "softmax cannot answer: set network.activation"),

@@ -28,6 +28,7 @@ from trainer.recipe import load_recipe
 from trainer.search import folder_of, run_search
 from trainer.search_result import SearchResult
 from trainer.training.progress import TrainingProgress
+from trainer.training.run_folder import locked
 
 TINY = """
 description = "Two lungs"
@@ -210,6 +211,12 @@ class TestRefused:
         tiny.write_text(TINY.replace("high = 0.1", "high = 0.2"), "utf-8")
         with pytest.raises(RunError, match="was begun with another search"):
             search(tiny, tmp_path / "search")
+
+    def test_a_folder_where_another_process_searches(self, tiny, tmp_path, worth):
+        (tmp_path / "search").mkdir()
+        with locked(tmp_path / "search" / "search.lock"), pytest.raises(RunError, match="Another process trains in"):
+            search(tiny, tmp_path / "search")
+        assert search(tiny, tmp_path / "search", trials=1).best
 
     def test_a_database_that_cannot_be_used(self, tiny, tmp_path):
         with pytest.raises(RunError, match="cannot be kept in its database"):

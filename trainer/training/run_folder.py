@@ -57,6 +57,23 @@ _LOCK = ".lock"
 MEASURED = "standardise"
 
 
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Keep a lock file for this process alone; a process that dies lets go of it.
+
+    Raises
+    ------
+    RunError
+        Another process has it.
+    """
+    with file.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"Another process trains in {file.parent}: wait for it, or stop it.") from None
+        yield
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names and whole-or-nothing writing of a run folder's files."""
@@ -136,11 +153,7 @@ class RunFolder:
         if self.path.is_dir() and any(self.path.iterdir()) and not self.recipe.is_file() and not lock.is_file():
             raise RunError(f"{self.path} holds other things than a run: choose another folder for the run.")
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"Another process trains in {self.path}: wait for it, or stop it.") from None
+        with locked(lock):
             yield
 
     def is_finished(self) -> bool:

@@ -22,7 +22,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from schema import queries
-from schema.bundle import BundleError, read_manifest
+from schema.bundle import MANIFEST_NAME, BundleError, read_manifest, sha256_of
 from schema.database import DatabaseVersionError, head_revision
 from schema.tables import bundle, bundle_alias, instance
 from worker.errors import CarinaError
@@ -277,7 +277,22 @@ def _bundle(machine: Machine) -> Finding:
         manifest = read_manifest(folder)
     except BundleError as error:
         return Finding("fail", str(error), "Copy the bundle again, or set CARINA_BUNDLE to a good one.")
-    return Finding("ok", f"{manifest.key}, every file as its manifest says")
+    words = f"{manifest.key}, every file as its manifest says"
+    if machine.ready and not machine.settings.bundle and not _knows_packaged_bundle(machine):
+        newer = read_manifest(PACKAGED_BUNDLE, verify_files=False).key
+        return Finding(
+            "ok",
+            f"{words}; this version of Carina brings {newer}, which the database does not know",
+            f"To compare them first: carina bundle add {PACKAGED_BUNDLE}, then carina bundle shadow {newer}",
+        )
+    return Finding("ok", words)
+
+
+def _knows_packaged_bundle(machine: Machine) -> bool:
+    """Whether the packaged bundle is registered, or will be at the first start."""
+    with machine.database.read() as connection:
+        known = set(connection.scalars(select(bundle.c.sha256)))
+    return not known or sha256_of(PACKAGED_BUNDLE / MANIFEST_NAME) in known
 
 
 def _serving_folder(machine: Machine) -> Path:

@@ -15,8 +15,9 @@ from sqlalchemy import text
 from stored_films import Films, result
 
 from schema import tables
-from schema.bundle import MANIFEST_NAME
+from schema.bundle import MANIFEST_NAME, sha256_of
 from schema.database import Database
+from worker.inference.bundles import PACKAGED_BUNDLE
 from worker.monitor import doctor
 from worker.monitor.doctor import CHECKS, Check, examine, information
 from worker.settings import Settings, site_key
@@ -197,6 +198,25 @@ def test_the_bundle_in_service_is_verified(here: Settings, database: Database, f
     next(folder.glob("*.onnx")).write_bytes(b"another network")
     found = check(here, "bundle")
     assert found.ok == "fail" and "SHA-256 differs" in found.finding
+
+
+def test_a_packaged_bundle_that_the_database_does_not_know_is_told(
+    here: Settings, database: Database, films: Films
+) -> None:
+    """After an upgrade the old bundle goes on serving: nobody would hear of the new one otherwise."""
+    folder = here.home / "bundles" / doctor_bundle_name(database)
+    shutil.copytree(PHANTOM_BUNDLE, folder)
+    assert "brings" not in check(replace(here, bundle=str(PHANTOM_BUNDLE)), "bundle").finding
+    found = check(replace(here, bundle=""), "bundle")
+    assert found.ok == "ok" and "phantom" in found.finding and "carina:1" in found.finding
+    assert f"carina bundle add {PACKAGED_BUNDLE}" in found.advice
+    registered = sha256_of(PACKAGED_BUNDLE / MANIFEST_NAME)
+    with database.write() as connection:
+        row = dict(connection.execute(tables.bundle.select()).mappings().one())
+        connection.execute(
+            tables.bundle.insert().values({**row, "id": row["id"] + 1, "name": "carina", "sha256": registered})
+        )
+    assert "brings" not in check(replace(here, bundle=""), "bundle").finding
 
 
 def doctor_bundle_name(database: Database) -> str:
