@@ -53,7 +53,7 @@ def old_program(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=unneeded)
     (newest,) = (folder / "migrations" / "versions").glob(f"{head_revision()}_*.py")
     newest.unlink()
-    for name in ("schema/tables.py", "worker/results/write.py"):
+    for name in ("schema/tables/results.py", "worker/results/write.py"):
         lines = (folder / name).read_text("utf-8").splitlines(keepends=True)
         (folder / name).write_text("".join(line for line in lines if not any(f'"{new}"' in line for new in ADDED)))
     (folder / "tests").mkdir()
