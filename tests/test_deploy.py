@@ -18,7 +18,7 @@ import pytest
 import servers
 from click.testing import CliRunner
 from server_process import free_port
-from sqlalchemy import make_url, text, update
+from sqlalchemy import create_engine, make_url, text, update
 from sqlalchemy.exc import ProgrammingError
 
 from schema.database import Database, view_statements
@@ -209,6 +209,16 @@ def as_role(
         monkeypatch.setenv("CARINA_DATABASE_URL_FILE", str(file))
 
     return use
+
+
+@pytest.mark.services
+def test_a_person_who_asks_in_psql_waits_for_no_compiler(role_urls: dict[str, str]) -> None:
+    """PostgreSQL would compile a view over days for a second where the answer takes 30 ms."""
+    engine = create_engine(role_urls["report"])
+    with engine.connect() as connection:
+        found = [connection.scalar(text(f"SHOW {name}")) for name in ("jit", "random_page_cost", "statement_timeout")]
+    engine.dispose()
+    assert found == ["off", "1.1", "5min"]
 
 
 NOBODY = """

@@ -27,6 +27,8 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'database') \gexec
 
 -- For solid state disks. With the default of 4, made for turning ones, questions about one night read whole tables.
 ALTER DATABASE :"database" SET random_page_cost = 1.1;
+-- PostgreSQL overrates how many films a day has and would compile questions about it, which takes longer than they do.
+ALTER DATABASE :"database" SET jit = off;
 
 REVOKE ALL ON DATABASE :"database" FROM PUBLIC;
 GRANT CONNECT ON DATABASE :"database" TO carina_worker, carina_intake, carina_report, carina_read_only;
