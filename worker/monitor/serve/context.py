@@ -31,27 +31,31 @@ from worker.settings import Settings
 IDENTIFIERS = ("accession_number", "sop_instance_uid")
 #: How long a list of stations, a look at the queue and a judgement of the nights serve others, too.
 _STATIONS_SECONDS, _QUEUE_SECONDS, _MOVED_SECONDS = 300.0, 1.0, 900.0
+#: So many times that long an old answer may stand in for a new one.
+_BEHIND_AT_MOST = 4
 
 
 class Remembered:
     """An answer that serves for some seconds, whoever asks.
 
-    With ``behind`` nobody waits for a new one: the old one is given until it is there.
+    With ``behind`` nobody waits for a new one: the old one is given until it is there, unless it is much older still,
+    as last evening's is in the morning.
     """
 
     def __init__(self, seconds: float, ask: Callable[[], Any], *, behind: bool = False) -> None:
         self._seconds, self._ask, self._behind = seconds, ask, behind
         self._lock = threading.Lock()
         self._answer: Any = None
-        self._until = float("-inf")
+        self._until = self._answered_at = float("-inf")
 
     def __call__(self) -> Any:
         """The answer, asked anew where the last one is too old."""
-        if time.monotonic() < self._until:
+        now = time.monotonic()
+        if now < self._until:
             return self._answer
-        if self._behind and self._answer is not None:
+        if self._behind and now < self._answered_at + _BEHIND_AT_MOST * self._seconds:
             # So that it is asked once, not by everybody who comes meanwhile; where it fails it stays as it was.
-            self._until = time.monotonic() + self._seconds
+            self._until = now + self._seconds
             threading.Thread(target=self._renew, name="remembered", daemon=True).start()
             return self._answer
         with self._lock:
@@ -61,7 +65,8 @@ class Remembered:
 
     def _renew(self) -> None:
         self._answer = self._ask()
-        self._until = time.monotonic() + self._seconds
+        self._answered_at = time.monotonic()
+        self._until = self._answered_at + self._seconds
 
 
 @dataclass
