@@ -32,6 +32,7 @@ _HALF = 0.5
 _DISK_MARGIN = 1.1
 #: What was on is closed when it has been off for so long.
 _CALM_SECONDS = 900.0
+_GONE_SECONDS = 86_400.0
 _MIB = 1 << 20
 
 
@@ -48,12 +49,14 @@ class AlertRule:
     """What people need to know of a rule.
 
     ``calm_seconds`` is how long a reading must be off before the alert is closed; rules that look at whole nights have
-    their patience in the reading.
+    their patience in the reading. What nobody has told of for ``gone_seconds`` is off: a machine that was taken away
+    tells nothing of its disk.
     """
 
     meaning: str
     advice: str
     calm_seconds: float = 0.0
+    gone_seconds: float = float("inf")
 
 
 RULES: Mapping[str, AlertRule] = {
@@ -64,7 +67,12 @@ RULES: Mapping[str, AlertRule] = {
         "No film has come for a long time.", "See whether the sender and carina listen, watch or pull run.", 0.0
     ),
     "failure_rate": AlertRule("Too many films fail.", "Look why: carina failed", _CALM_SECONDS),
-    "disk": AlertRule("The disk of a home folder fills up.", "Make room, or give the home folder a larger disk.", 60.0),
+    "disk": AlertRule(
+        "The disk of a home folder fills up.",
+        "Make room, or give the home folder a larger disk.",
+        60.0,
+        _GONE_SECONDS,
+    ),
     "auc_floor": AlertRule(
         "On labelled films a finding is told worse than it may be: the whole interval lies under the floor.",
         "Look at the films with labels: carina auc. Consider: carina bundle rollback",

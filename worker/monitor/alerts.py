@@ -100,13 +100,17 @@ def _keep(
         standing = {(row.rule, row.subject): row for row in connection.execute(_OPEN)}
         closed = 0
         for key, row in standing.items():
-            if key in told or row.rule in complete:
+            if key in told or row.rule in complete or _is_gone(row, moment):
                 closed += _go_on(connection, row, told.get(key) or Reading(*key, Level.OFF), moment)
         fresh = [each for key, each in told.items() if each.level is Level.ON and key not in standing]
         for reading in fresh:
             values = {"opened_at": moment, "rule": reading.rule, "subject": reading.subject, **_seen(reading, moment)}
             connection.execute(insert(alert).values(**values))
     return AlertReport(len(fresh), closed)
+
+
+def _is_gone(row: Row[Any], moment: datetime) -> bool:
+    return row.rule in RULES and (moment - row.seen_at).total_seconds() > RULES[row.rule].gone_seconds
 
 
 _OPEN = select(alert).where(alert.c.closed_at.is_(None))

@@ -75,8 +75,14 @@ def test_a_look_that_does_not_tell_of_a_rule_leaves_its_alerts_alone(database: D
     disk = Reading("disk", "other-host", Level.ON)
     keep_alerts(database, [disk], LEDGER_RULES, now=START)
     assert told(database, None, 600) == AlertReport(0, 0)
-    assert keep_alerts(database, [], DRIFT_RULES, now=START + timedelta(days=3)) == AlertReport(0, 0)
+    assert keep_alerts(database, [], DRIFT_RULES, now=START + timedelta(hours=23)) == AlertReport(0, 0)
     assert len(alerts(database, closed_at=None)) == 1
+
+
+def test_the_disk_of_a_machine_that_was_taken_away_is_no_alert_for_ever(database: Database) -> None:
+    keep_alerts(database, [Reading("disk", "other-host", Level.ON)], LEDGER_RULES, now=START)
+    assert told(database, None, 24 * 60 + 1) == AlertReport(0, 0)
+    assert told(database, None, 24 * 60 + 3) == AlertReport(0, 1)
 
 
 def test_the_database_refuses_a_second_open_one(database: Database) -> None:
