@@ -52,6 +52,7 @@ def test_sessions_have_their_limits_whatever_else_the_url_asks_for(postgresql_ur
             "idle_in_transaction_session_timeout": "1min",
             "lock_timeout": "10s",
             "timezone": "UTC",
+            "jit": "off",
             "tcp_keepalives_idle": "15",
             "tcp_keepalives_interval": "5",
             "tcp_keepalives_count": "3",
