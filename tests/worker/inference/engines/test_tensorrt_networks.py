@@ -53,7 +53,13 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "densenet169": ("densenet169", 3, {}),
     "resnet101": ("resnet101", 3, {}),
 }
-SLOW = {"densenet169", "resnet101", "resnet34_unet", "attention_bcdu"}
+#: DenseNet-121 stands for them in the short suite.
+LARGE = {"densenet169", "resnet101"}
+SLOW = {*LARGE, "resnet34_unet", "attention_bcdu"}
+
+
+def cases(slow: set[str]) -> list[Any]:
+    return [pytest.param(case, marks=pytest.mark.slow if case in slow else ()) for case in CASES]
 
 
 def outputs_of(name: str, channels: int, options: dict[str, Any]) -> tuple[nn.Module, str]:
@@ -66,7 +72,7 @@ def shape(channels: int) -> tuple[int, int, int]:
     return (channels, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases(slow=LARGE))
 def test_builds_with_its_names_types_shapes_and_profile(case: str, tmp_path: Path) -> None:
     name, channels, options = CASES[case]
     module, task = outputs_of(name, channels, options)
@@ -91,7 +97,7 @@ def test_every_network_of_the_trainer_is_built_here() -> None:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
+@pytest.mark.parametrize("case", cases(slow=SLOW))
 def test_its_half_typed_graphs_build_too(case: str, precision: Precision, tmp_path: Path) -> None:
     name, channels, options = CASES[case]
     module, task = outputs_of(name, channels, options)
