@@ -22,7 +22,7 @@ from trainer.networks.registry import NETWORKS, make_network  # noqa: E402
     [
         ("holste_unet", 1, {"base_width": 4, "half_size": True}),
         ("small_classifier", 1, {"base_width": 4, "guided": True}),
-        ("densenet121", 3, {}),
+        pytest.param("densenet121", 3, {}, marks=pytest.mark.slow),
     ],
 )
 def test_exports_with_any_batch(name: str, channels: int, options: dict[str, Any], tmp_path: Path) -> None:
