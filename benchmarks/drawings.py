@@ -2,10 +2,11 @@
 
     python benchmarks/drawings.py DIR      # the public films of children with V7's masks (--layout ped_cxr)
 
-Some films are in the data set twice, each time with a drawing of its own. No network that learns from such drawings can
-be expected to agree with them better than they do with each other. Printed are the pairs, the mean Dice coefficient
-with its 95 % interval over the pairs, the lowest, and in how many pairs one drawing was made right after the other
-(their numbers are neighbours): most likely by the same person, so that two people may agree less.
+Some films are in the data set twice, each time with a drawing of its own. How far those differ says what a Dice
+coefficient measured against one drawing is worth; it is no limit, because what lies between two drawings agrees better
+with each than they do with each other. Printed are the pairs, the mean Dice coefficient with its 95 % interval over the
+pairs, the lowest, and in how many pairs one drawing was made right after the other (their numbers are neighbours): most
+likely by the same person, so that two people may agree less.
 """
 
 from __future__ import annotations

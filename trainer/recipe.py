@@ -144,17 +144,17 @@ class Recipe(Table):
     def _check_channels(self) -> None:
         """What activation, loss and truth ask of each other."""
         mixed, overlapping = self.augmentation.mixup > 0, self.data.overlapping
+        usual = NetworkTable.model_fields["threshold"].default
         if self.task == "classification":
             for key, given in (
                 ("network.activation", self.network.activation != "softmax"),
-                ("network.threshold", self.network.threshold != NetworkTable.model_fields["threshold"].default),
+                ("network.threshold", self.network.threshold != usual),
                 ("augmentation.mixup", mixed),
                 ("data.overlapping", overlapping),
             ):
                 if given:
                     raise ValueError(f"{key} is for segmentation: leave it out of a recipe that learns findings")
             return
-        usual = NetworkTable.model_fields["threshold"].default
         if self.network.activation == "softmax" and self.network.threshold != usual:
             raise ValueError(
                 "network.threshold is asked where network.activation is 'sigmoid'; softmax takes the highest "

@@ -283,7 +283,7 @@ def _bundle(machine: Machine) -> Finding:
         return Finding(
             "ok",
             f"{words}; this version of Carina brings {newer}, which the database does not know",
-            f"To compare them first: carina bundle add {PACKAGED_BUNDLE}, then carina bundle shadow {newer}",
+            f"To compare them first: carina bundle add {PACKAGED_BUNDLE}, then carina bundle shadow {newer} --last 500",
         )
     return Finding("ok", words)
 

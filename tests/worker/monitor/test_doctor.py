@@ -209,7 +209,7 @@ def test_a_packaged_bundle_that_the_database_does_not_know_is_told(
     assert "brings" not in check(replace(here, bundle=str(PHANTOM_BUNDLE)), "bundle").finding
     found = check(replace(here, bundle=""), "bundle")
     assert found.ok == "ok" and "phantom" in found.finding and "carina:1" in found.finding
-    assert f"carina bundle add {PACKAGED_BUNDLE}" in found.advice
+    assert f"carina bundle add {PACKAGED_BUNDLE}" in found.advice and "shadow carina:1 --last 500" in found.advice
     registered = sha256_of(PACKAGED_BUNDLE / MANIFEST_NAME)
     with database.write() as connection:
         row = dict(connection.execute(tables.bundle.select()).mappings().one())
