@@ -114,7 +114,7 @@ def results(piece: bytes, from_client: bool) -> bool:
 def silent_in_the_middle_of_results(cluster: Cluster) -> Iterator[None]:
     """Nobody ever hears of the connections again, and the server waits for the rest of the rows."""
     with cluster.database_proxy.at_next(results, cluster.database_proxy.freeze) as struck:
-        assert struck.wait(60), "nobody writes results"
+        assert struck.wait(60), f"nobody writes results: {cluster.story()}"
         yield
 
 
@@ -125,7 +125,7 @@ def commit_cut(*, asked: bool) -> Fault:
     def fault(cluster: Cluster) -> Iterator[None]:
         proxy = cluster.database_proxy
         with proxy.at_next(commit(asked=asked), lambda: proxy.drop(reset=True)) as struck:
-            assert struck.wait(60), "nobody commits"
+            assert struck.wait(60), f"nobody commits: {cluster.story()}"
             yield
 
     return fault
@@ -138,7 +138,7 @@ def commit_frozen(*, asked: bool) -> Fault:
     def fault(cluster: Cluster) -> Iterator[None]:
         proxy = cluster.database_proxy
         with proxy.at_next(commit(asked=asked), proxy.freeze) as struck:
-            assert struck.wait(60), "nobody commits"
+            assert struck.wait(60), f"nobody commits: {cluster.story()}"
             yield
         proxy.drop(reset=True)
 

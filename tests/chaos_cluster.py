@@ -195,6 +195,12 @@ class Cluster:
             rows = connection.execute(text(SESSIONS)).all()
         return "\n".join(" | ".join(map(str, row)) for row in rows)
 
+    def story(self) -> str:
+        """Where films, sessions, proxies and machines stand: what to read when nothing goes on."""
+        proxies = {"database": self.database_proxy.connections, "broker": self.broker_proxy.connections}
+        logs = [f"{machine.name}, {machine.workers()}:\n{machine.log[-3000:]}" for machine in self.machines]
+        return "\n".join([str(self.states()), self.sessions(), f"connections through proxies: {proxies}", *logs])
+
     def open(self) -> int:
         states = self.states()
         return sum(states[state] for state in OPEN)

@@ -17,6 +17,7 @@ connections made afterwards are not touched by it: a half-open connection behind
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import threading
@@ -27,6 +28,8 @@ from typing import Literal, Self
 Mode = Literal["pass", "delay", "blackhole", "reset", "refuse"]
 
 _RESET = struct.pack("ii", 1, 0)
+#: What accept() says of a listener that was shut down or closed.
+_STOPPED = (errno.EINVAL, errno.EBADF)
 
 
 class _Link:
@@ -129,12 +132,17 @@ class Proxy:
         while True:
             try:
                 client, _ = listener.accept()
+            except OSError as error:
+                if error.errno in _STOPPED:
+                    return
+                # Too many open files, for example: clients wait in the queue until it gets better.
+                time.sleep(0.1)
+                continue
+            try:
                 server = socket.create_connection(("127.0.0.1", self.target), timeout=5.0)
-            except ConnectionRefusedError:
+            except OSError:
                 client.close()
                 continue
-            except OSError:
-                return
             server.settimeout(None)
             link = _Link(client, server)
             if self._mode == "reset":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -114,3 +115,19 @@ def test_freeze_holds_what_exists_and_spares_what_is_new(proxy: Proxy) -> None:
 def test_a_server_that_is_gone_ends_the_client(proxy: Proxy) -> None:
     with Proxy(1) as nowhere, connect(nowhere) as client:
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError(errno.EMFILE, "Too many open files")])
+def test_goes_on_after_its_server_could_not_be_reached(
+    proxy: Proxy, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> socket.socket:
+        raise error
+
+    with socket.socket() as client, monkeypatch.context() as patch:
+        client.settimeout(30)
+        patch.setattr(socket, "create_connection", fail)
+        client.connect(("127.0.0.1", proxy.port))
+        assert client.recv(4096) == b""
+    with connect(proxy) as client:
+        assert ask(client) == b"hello"

@@ -65,7 +65,7 @@ def test_chaos(cluster: Cluster, films: int, poison: list[str], patience: float)
         machine.run()
     wait_until(lambda: len(cluster.answering()) == len(MACHINES), lambda: "the workers to start", 60)
     happened = rage(cluster, films, poison)
-    wait_until(lambda: cluster.open() == 0, lambda: f"{cluster.states()}\n{cluster.sessions()}", patience)
+    wait_until(lambda: cluster.open() == 0, cluster.story, patience)
 
     good = films - len(poison)
     assert set(happened) == set(FAULTS)
@@ -81,7 +81,11 @@ def test_chaos(cluster: Cluster, films: int, poison: list[str], patience: float)
     assert check_invariants(cluster.database) == []
     assert oddities(cluster) == []
     # Whatever happened to them, all workers are back, and take tickets again.
-    wait_until(lambda: len(cluster.answering()) == len(MACHINES), lambda: f"all but {cluster.answering()}", 90)
+    wait_until(
+        lambda: len(cluster.answering()) == len(MACHINES),
+        lambda: f"all but {cluster.answering()}\n{cluster.story()}",
+        90,
+    )
 
 
 def test_a_name_is_refused_while_its_bearer_lives_and_taken_over_when_it_falls_silent(cluster: Cluster) -> None:
