@@ -84,7 +84,7 @@ def champion(database: Database, settings: Settings) -> RegisteredBundle:
     Raises
     ------
     schema.bundle.BundleError
-        The first bundle is unusable.
+        The first bundle is unusable, or another one has its name and version.
     worker.errors.FilmError
         ``BUNDLE_MISSING``: this machine lacks the files of the bundle in service.
     """
@@ -344,6 +344,11 @@ def _audit(connection: Connection, actor: str, action: str, key: str, detail: di
 def _register_first(database: Database, manifest: Manifest, sha256: str) -> None:
     try:
         with database.write() as connection:
+            if _other_content(connection, manifest, sha256) is not None:
+                raise BundleError(
+                    "No bundle is in service yet, and another one than the packaged one (or that of CARINA_BUNDLE) is "
+                    f"registered as {manifest.key}. Put it into service: carina bundle promote {manifest.key}"
+                )
             bundle_id = _bundle_id(connection, sha256) or _insert_bundle(connection, manifest, sha256)
             connection.execute(insert(tables.bundle_alias).values(alias=CHAMPION, bundle_id=bundle_id))
             _audit(connection, "carina", "promote", manifest.key, {"why": "first bundle"})
@@ -355,13 +360,19 @@ def _register_first(database: Database, manifest: Manifest, sha256: str) -> None
 
 
 def _refuse_other_content(connection: Connection, manifest: Manifest, sha256: str) -> None:
-    bundle = tables.bundle
-    theirs = connection.scalar(
-        select(bundle.c.sha256).where(bundle.c.name == manifest.name, bundle.c.version == manifest.version)
-    )
-    if theirs not in (None, sha256):
+    theirs = _other_content(connection, manifest, sha256)
+    if theirs is not None:
         raise BundleError(
             f"Another bundle is registered as {manifest.key} (its bundle.json has the SHA-256 {theirs[:16]}…, "
             f"this one {sha256[:16]}…): results of the two could not be told apart. Give this one another "
             "version: carina package --version"
         )
+
+
+def _other_content(connection: Connection, manifest: Manifest, sha256: str) -> str | None:
+    """SHA-256 of the manifest of another bundle with this name and version, if there is one."""
+    bundle = tables.bundle
+    theirs = connection.scalar(
+        select(bundle.c.sha256).where(bundle.c.name == manifest.name, bundle.c.version == manifest.version)
+    )
+    return None if theirs == sha256 else theirs

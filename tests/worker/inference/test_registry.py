@@ -81,6 +81,17 @@ def test_a_machine_without_the_files_says_which_bundle_it_lacks(
     assert refused.value.code == "BUNDLE_MISSING"
 
 
+def test_a_first_bundle_whose_name_is_taken_says_what_to_do(
+    ledger: Database, settings: Settings, tmp_path: Path
+) -> None:
+    other = servable(make_bundle(tmp_path / "other", temperature=1.5))
+    added = add_bundle(ledger, settings, other, actor="test")
+    with pytest.raises(BundleError, match=f"carina bundle promote {added.key}"):
+        champion(ledger, settings)
+    promote_bundle(ledger, settings, added.key, actor="test")
+    assert champion(ledger, settings).sha256 == added.sha256
+
+
 def test_an_engine_is_noted_once(ledger: Database, settings: Settings) -> None:
     registered = champion(ledger, settings)
     description = {"backend": "openvino", "backend_version": "1", "device": "CPU", "precision": "fp32", "members": {}}
