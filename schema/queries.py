@@ -140,6 +140,7 @@ class WorkerSeen:
     seen_seconds_ago: float
     running: bool
     films_in_work: int
+    home_free_bytes: int | None
 
 
 class FailedFilm(NamedTuple):
@@ -383,6 +384,7 @@ def workers_seen(connection: Connection, within_seconds: float = 86_400.0) -> li
             max(0.0, row.ago),
             row.stopped_at is None,
             row.in_work,
+            row.home_free_bytes,
         )
         for row in rows
     ]

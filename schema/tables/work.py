@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -69,6 +70,7 @@ worker = Table(
     Column("device", String(128), nullable=False, default=""),
     Column("version", String(32), nullable=False),
     Column("bundle_id", Id, ForeignKey("bundle.id")),
+    Column("home_free_bytes", BigInteger),
     moment("started_at", now=True),
     moment("seen_at", now=True),
     moment("stopped_at", nullable=True),

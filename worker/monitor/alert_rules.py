@@ -15,13 +15,13 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from schema import queries
-from schema.tables import Cohort, JobKind, JobState, Lane, Period, arrival, job
+from schema.tables import Cohort, JobKind, JobState, Lane, Period, arrival, job, worker
 from schema.types import database_now, seconds_since
 from schema.view_tables import latest_auc
 from worker.monitor.auc import is_under_floor
 from worker.monitor.drift import Family, Series, State
 from worker.monitor.drift_nights import DriftReport
-from worker.monitor.status import duration, free_bytes
+from worker.monitor.status import SILENT_LEASES, duration, free_bytes
 from worker.settings import Settings
 
 #: Failures are counted over so many seconds, and from so many films on.
@@ -123,11 +123,29 @@ def ledger_readings(connection: Connection, settings: Settings) -> list[Reading]
     ]
 
 
-def disk_reading(settings: Settings, host: str) -> Reading:
-    """Whether there is room on the disk of this machine's home folder."""
-    free, limit = free_bytes(settings.home), settings.alert_disk
-    detail = f"{free // _MIB:,} MiB are free on {host}, the limit is {limit // _MIB:,} MiB."
-    return Reading("disk", host, _level(-free, -limit, -limit * _DISK_MARGIN), free, limit, detail)
+def disk_readings(connection: Connection, settings: Settings, here: str) -> Iterator[Reading]:
+    """Whether there is room on the disks of home folders: of this machine, called ``here``, and of those with workers.
+
+    Of several home folders of one machine the fullest disk counts.
+    """
+    limit = settings.alert_disk
+    if not limit:
+        return
+    told = (
+        select(worker.c.host, func.min(worker.c.home_free_bytes))
+        .where(
+            worker.c.stopped_at.is_(None),
+            worker.c.seen_at >= database_now(-SILENT_LEASES * settings.lease_seconds),
+            worker.c.home_free_bytes.is_not(None),
+        )
+        .group_by(worker.c.host)
+    )
+    free: dict[str, int] = {row[0]: row[1] for row in connection.execute(told)}
+    own = free_bytes(settings.home)
+    free[here] = min(own, free.get(here, own))
+    for host, size in sorted(free.items()):
+        detail = f"{size // _MIB:,} MiB are free on {host}, the limit is {limit // _MIB:,} MiB."
+        yield Reading("disk", host, _level(-size, -limit, -limit * _DISK_MARGIN), size, limit, detail)
 
 
 def drift_readings(report: DriftReport) -> list[Reading]:

@@ -25,7 +25,7 @@ from worker.monitor.alert_rules import (
     RULES,
     Level,
     Reading,
-    disk_reading,
+    disk_readings,
     drift_readings,
     ledger_readings,
 )
@@ -57,11 +57,10 @@ def drift_duty(database: Database) -> str:
 
 
 def look_at_ledger(database: Database, settings: Settings, *, now: datetime | None = None) -> AlertReport:
-    """Open and close the alerts about queue, failures, labelled films and this machine's disk."""
+    """Open and close the alerts about queue, failures, labelled films and the disks of machines."""
     with database.read() as connection:
         readings = ledger_readings(connection, settings)
-    if settings.alert_disk:
-        readings.append(disk_reading(settings, socket.gethostname()))
+        readings += disk_readings(connection, settings, socket.gethostname())
     return keep_alerts(database, readings, LEDGER_RULES, now=now)
 
 

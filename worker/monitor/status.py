@@ -19,7 +19,7 @@ from worker.queue.roots import films_left
 from worker.settings import Settings
 
 #: A worker that gave no sign of life for so many leases is taken for gone.
-_SILENT_LEASES = 2.0
+SILENT_LEASES = 2.0
 _STATES = ("ready", "leased", "delayed", "done", "ineligible", "failed", "cancelled")
 _GIB = 1 << 30
 
@@ -126,7 +126,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _silence(settings: Settings) -> float:
-    return _SILENT_LEASES * settings.lease_seconds
+    return SILENT_LEASES * settings.lease_seconds
 
 
 def _gib(size: int) -> str:
@@ -165,7 +165,7 @@ def _pace(snapshot: dict[str, Any]) -> str:
 
 
 def _workers(snapshot: dict[str, Any]) -> Table:
-    table = _table("worker", "state", "in work", "seen", "bundle", "device")
+    table = _table("worker", "state", "in work", "seen", "bundle", "device", "disk free")
     for worker in snapshot["workers"]:
         state = "running" if worker["alive"] else "silent" if worker["running"] else "stopped"
         table.add_row(
@@ -175,5 +175,6 @@ def _workers(snapshot: dict[str, Any]) -> Table:
             f"{duration(worker['seen_seconds_ago'])} ago",
             worker["bundle"] or "–",
             worker["device"] or "–",
+            "–" if worker["home_free_bytes"] is None else _gib(worker["home_free_bytes"]),
         )
     return table

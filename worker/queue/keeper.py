@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,7 +37,16 @@ class Batch:
 class LeaseKeeper:
     """Knows the batches in work, has them watched, and renews their leases."""
 
-    def __init__(self, database: Database, worker: WorkerIdentity, *, lease_seconds: float, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        database: Database,
+        worker: WorkerIdentity,
+        *,
+        lease_seconds: float,
+        watchdog: Watchdog,
+        home_free_bytes: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._home_free_bytes = home_free_bytes
         self._database = database
         self._worker = worker
         self._lease_seconds = lease_seconds
@@ -75,7 +84,8 @@ class LeaseKeeper:
             with self._lock:
                 batches = list(self._batches.values())
             with outage_ends(lambda: True):
-                if not seen(self._database, self._worker.id, self._worker.boot_id):
+                free = self._home_free_bytes()
+                if not seen(self._database, self._worker.id, self._worker.boot_id, home_free_bytes=free):
                     raise CarinaError(
                         f"Another worker named {self._worker.name} was started while this one was silent: "
                         "this one ends. Give each worker a name of its own."

@@ -62,11 +62,18 @@ def heartbeat(database: Database, lease_id: str, seconds: float) -> bool:
         return renewed.rowcount == 1
 
 
-def seen(database: Database, worker_id: int, boot_id: str) -> bool:
-    """Note that a worker is alive; False if this start of it is not the last one."""
+def seen(database: Database, worker_id: int, boot_id: str, *, home_free_bytes: int | None = None) -> bool:
+    """Note that a worker is alive, and the free space on its home folder's disk.
+
+    False if this start of it is not the last one.
+    """
+    values = {
+        "seen_at": database_now(),
+        "home_free_bytes": home_free_bytes,
+    }
     with database.write() as connection:
         noted = connection.execute(
-            update(worker).where(worker.c.id == worker_id, worker.c.boot_id == boot_id).values(seen_at=database_now())
+            update(worker).where(worker.c.id == worker_id, worker.c.boot_id == boot_id).values(values)
         )
         return noted.rowcount == 1
 

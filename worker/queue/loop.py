@@ -104,7 +104,14 @@ class WorkerLoop:
         self._slots = Slots(in_flight)
         self._announce = announce
         self._watchdog = Watchdog(settings.stall_seconds, on_stall=on_stall, clock=clock)
-        self._keeper = LeaseKeeper(database, worker, lease_seconds=settings.lease_seconds, watchdog=self._watchdog)
+        self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
+        self._keeper = LeaseKeeper(
+            database,
+            worker,
+            lease_seconds=settings.lease_seconds,
+            watchdog=self._watchdog,
+            home_free_bytes=lambda: self._disk.free_bytes,
+        )
         self._claimer = Claimer(
             settings,
             database,
@@ -114,7 +121,6 @@ class WorkerLoop:
             clock=clock,
         )
         self._duties = (*standard_duties(settings, self._keeper.leases, announce), *extra_duties)
-        self._disk = disk or DiskWatermark(settings.home, settings.disk_reserve)
         self._observe = observe
         self._clock = clock
         self._stop = threading.Event()

@@ -51,10 +51,12 @@ class DiskWatermark:
         # Levels are negative free bytes: a watermark closes upwards.
         self._mark = Watermark(low=-reserve * DISK_HYSTERESIS, high=-reserve + 1)
         self._lock = threading.Lock()
+        #: Free bytes at the last look; None before the first.
+        self.free_bytes: int | None = None
 
     def full(self) -> bool:
         """Look at the disk; says so in the log when it fills up and when there is room again."""
-        free = self._free(self._folder)
+        free = self.free_bytes = self._free(self._folder)
         with self._lock:
             before = self._mark.closed
             closed = self._mark.update(-free)

@@ -158,6 +158,7 @@ def _upsert_worker(
         "device": device,
         "version": __version__,
         "bundle_id": bundle_id,
+        "home_free_bytes": None,
         "started_at": database_now(),
         "seen_at": database_now(),
         "stopped_at": None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from labelled_films import LAST, NIGHT, NOW, LabelledFilms
+from sqlalchemy import insert
 from stored_films import Films
 
 from schema import tables
@@ -18,7 +19,7 @@ from worker.monitor.alert_rules import (
     RULES,
     Level,
     Reading,
-    disk_reading,
+    disk_readings,
     drift_readings,
     ledger_readings,
 )
@@ -85,10 +86,35 @@ def test_the_failure_rate_is_that_of_a_day_with_films_enough(films: Films) -> No
     assert readings(films.database, alert_failures=0.5)["all films"].level is Level.OFF
 
 
-def test_the_disk_of_this_machine(tmp_path: Path) -> None:
-    on = disk_reading(Settings(home=tmp_path, alert_disk=1 << 60), "host")
-    assert (on.level, on.subject) == (Level.ON, "host") and "host" in on.detail
-    assert disk_reading(Settings(home=tmp_path, alert_disk=1), "host").level is Level.OFF
+def disks(films: Films, home: Path, limit: int) -> dict[str, Reading]:
+    with films.database.read() as connection:
+        return {one.subject: one for one in disk_readings(connection, Settings(home=home, alert_disk=limit), "host")}
+
+
+def test_the_disk_of_this_machine(films: Films, tmp_path: Path) -> None:
+    on = disks(films, tmp_path, 1 << 60)["host"]
+    assert on.level is Level.ON and "host" in on.detail
+    assert disks(films, tmp_path, 1)["host"].level is Level.OFF
+    assert disks(films, tmp_path, 0) == {}
+
+
+def test_the_disks_of_machines_with_workers(films: Films, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    rows = {
+        "full": {"host": "one", "home_free_bytes": 10},
+        "beside it": {"host": "one", "home_free_bytes": 1 << 50},
+        "here": {"host": "host", "home_free_bytes": 10},
+        "roomy": {"host": "two", "home_free_bytes": 1 << 50},
+        "untold": {"host": "three", "home_free_bytes": None},
+        "stopped": {"host": "four", "home_free_bytes": 10, "stopped_at": now},
+        "silent": {"host": "five", "home_free_bytes": 10, "seen_at": now - timedelta(hours=1)},
+    }
+    with films.database.write() as connection:
+        for name, values in rows.items():
+            common = {"name": name, "process_id": 1, "boot_id": name, "version": "1"}
+            connection.execute(insert(tables.worker).values(**common, **values))
+    levels = {host: reading.level for host, reading in disks(films, tmp_path, 1000).items()}
+    assert levels == {"one": Level.ON, "host": Level.ON, "two": Level.OFF}
 
 
 def test_the_floor_of_an_auroc(films: Films) -> None:

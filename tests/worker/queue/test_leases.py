@@ -64,7 +64,8 @@ def test_delayed_jobs_become_ready_when_they_are_due(ledger: Ledger) -> None:
 def test_seen(ledger: Ledger) -> None:
     with ledger.database.read() as connection:
         before = connection.scalar(select(tables.worker.c.seen_at))
-    assert seen(ledger.database, ledger.worker.id, ledger.worker.boot_id)
+    assert seen(ledger.database, ledger.worker.id, ledger.worker.boot_id, home_free_bytes=1 << 40)
     assert not seen(ledger.database, ledger.worker.id, "another start")
     with ledger.database.read() as connection:
         assert connection.scalar(select(tables.worker.c.seen_at)) >= before
+        assert connection.scalar(select(tables.worker.c.home_free_bytes)) == 1 << 40

@@ -264,6 +264,17 @@ class TestTrouble:
             free["bytes"] = 5000
             wait_until(lambda: set(job_states(ledger.database).values()) == {"done"})
 
+    def test_says_how_much_room_its_disk_has(self, ledger: Ledger, tmp_path: Path) -> None:
+        ledger.settings = settings_for(ledger.settings.home, lease_seconds=0.2)
+
+        def told() -> int | None:
+            with ledger.database.read() as connection:
+                free: int | None = connection.scalar(select(tables.worker.c.home_free_bytes))
+            return free
+
+        with running(loop(ledger, Scripted(), disk=DiskWatermark(tmp_path, 0, free=lambda folder: 5000))):
+            wait_until(lambda: told() == 5000)
+
     def test_a_stuck_batch_ends_the_process_and_its_lease_is_not_renewed(self, ledger: Ledger) -> None:
         ledger.settings = settings_for(ledger.settings.home, stall_seconds=0.2, lease_seconds=0.4)
         (film,) = register_films(ledger.database, ["a"])
@@ -280,10 +291,11 @@ class TestTrouble:
 
         with running(loop(ledger, Scripted(stick), on_stall=on_stall)) as (_, stop):
             assert stalled.wait(WAIT)
+            # A process that has ended claims nothing either.
+            stop.set()
             age_leases(ledger.database)
             sweep(ledger.database)  # unless the loop's own duty was quicker
             assert set(job_states(ledger.database).values()) == {"ready"}
-            stop.set()
             release_film.set()
         assert said[0].startswith("Nothing moved for 0 s in 1 of 1 batches")
         assert (job_row(ledger.database, film).state, job_row(ledger.database, film).crashes) == ("ready", 1)

@@ -14,7 +14,7 @@ from schema.database import Database
 from schema.tables import PRIORITY, JobKind, JobState, Lane, arrival, instance, job
 from schema.types import database_now
 from worker.errors import CODES, advice, sentence
-from worker.monitor.status import free_bytes
+from worker.monitor.status import SILENT_LEASES, free_bytes
 from worker.results.film_card import KEY_DIGITS
 from worker.settings import Settings
 
@@ -23,8 +23,6 @@ _FAILED = (
     job.c.state == literal_column("'failed'"),
     job.c.kind != JobKind.SHADOW.value,
 )
-#: A worker that gave no sign of life for so many leases is taken for gone.
-_SILENT_LEASES = 2.0
 
 
 @dataclass(frozen=True)
@@ -192,4 +190,4 @@ def _count_failed(connection: Connection) -> int:
 def _worker_state(worker: queries.WorkerSeen, settings: Settings) -> str:
     if not worker.running:
         return "stopped"
-    return "running" if worker.seen_seconds_ago < _SILENT_LEASES * settings.lease_seconds else "silent"
+    return "running" if worker.seen_seconds_ago < SILENT_LEASES * settings.lease_seconds else "silent"
