@@ -31,7 +31,7 @@ lint: $(VENV)/.developer  ## Style and types
 	$(BIN)/mypy
 
 test: lint  ## Lint, types and the test suite on SQLite (under 15 minutes on 2 cores)
-	$(BIN)/pytest -q -m "not slow and not services and not gpu" -n 2 --dist loadgroup --ignore tests/trainer
+	$(BIN)/pytest -q -m "not slow and not services and not gpu" -n 3 --dist loadgroup --ignore tests/trainer
 	$(BIN)/pytest -q -m "not slow and not services and not gpu" -n 2 --dist loadgroup tests/trainer
 
 test-services: $(VENV)/.developer  ## Tests that need a real database, broker or DICOM archive
