@@ -5,8 +5,9 @@
 
 One prepared film at a time through each network alone, in the worker's own engine in float32 and, where the processor
 computes in it, bfloat16. The networks take turns, so that whatever else the machine does hits all of them: printed are
-the median films a second over the rounds, and how many times as fast as the first network it is (median and range of
-the ratios round by round). A grid measures each network when it was trained, which may have been on another day.
+the median films a second over the rounds, and how many times as fast as the first network in the same precision it is
+(median and range of the ratios round by round). A grid measures each network when it was trained, which may have been
+on another day.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from worker.inference.engines.base import Engine, FloatArray, Precision
 _LEAST_SECONDS = 0.2
 
 
-def engines_of(grid: Path) -> dict[str, tuple[Engine, FloatArray]]:
-    """Network and precision → engine and a film for it."""
+def engines_of(grid: Path) -> dict[tuple[str, Precision], tuple[Engine, FloatArray]]:
+    """Network and precision → engine and a film for it, in the order in which the networks were trained."""
     backend = open_backend("openvino")
-    found: dict[str, tuple[Engine, FloatArray]] = {}
+    found: dict[tuple[str, Precision], tuple[Engine, FloatArray]] = {}
     for onnx in sorted(grid.glob("*/member.onnx"), key=lambda file: file.stat().st_mtime):
         for precision in (Precision.FP32, Precision.BF16):
             if precision not in backend.supported_precisions():
                 continue
             engine = backend.compile(onnx, precision)
             shape = [size or 1 for size in engine.spec.inputs[0].shape]
-            found[f"{onnx.parent.name}, {precision}"] = engine, np.random.default_rng(0).random(shape, np.float32)
+            found[onnx.parent.name, precision] = engine, np.random.default_rng(0).random(shape, np.float32)
     return found
 
 
@@ -62,18 +63,20 @@ def main() -> int:
     if not engines:
         print(f"{options.grid} holds no trained network.", file=sys.stderr)
         return 1
-    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    speeds: dict[tuple[str, Precision], list[float]] = {key: [] for key in engines}
     for engine, film in engines.values():
         engine.run(film)
     for _ in range(options.rounds):
-        for name, (engine, film) in engines.items():
-            speeds[name].append(films_per_second(engine, film))
+        for key, (engine, film) in engines.items():
+            speeds[key].append(films_per_second(engine, film))
     print(f"{options.rounds} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    first = next(iter(speeds.values()))
-    print("| network | films/s | times the first |\n|---|---|---|")
-    for name, each in speeds.items():
+    print("| network | precision | films/s | times the first |\n|---|---|---|---|")
+    firsts: dict[Precision, list[float]] = {}
+    for (name, precision), each in speeds.items():
+        first = firsts.setdefault(precision, each)
         ratios = sorted(one / other for one, other in zip(each, first, strict=True))
-        print(f"| {name} | {median(each):.1f} | {median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) |")
+        times = f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        print(f"| {name} | {precision} | {median(each):.1f} | {times} |")
     return 0
 
 
