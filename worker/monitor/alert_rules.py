@@ -21,7 +21,8 @@ from schema.view_tables import latest_auc
 from worker.monitor.auc import is_under_floor
 from worker.monitor.drift import Family, Series, State
 from worker.monitor.drift_nights import DriftReport
-from worker.monitor.status import SILENT_LEASES, duration, free_bytes
+from worker.monitor.status import duration, free_bytes
+from worker.queue.leases import is_alive
 from worker.settings import Settings
 
 #: Failures are counted over so many seconds, and from so many films on.
@@ -133,11 +134,7 @@ def disk_readings(connection: Connection, settings: Settings, here: str) -> Iter
         return
     told = (
         select(worker.c.host, func.min(worker.c.home_free_bytes))
-        .where(
-            worker.c.stopped_at.is_(None),
-            worker.c.seen_at >= database_now(-SILENT_LEASES * settings.lease_seconds),
-            worker.c.home_free_bytes.is_not(None),
-        )
+        .where(is_alive(settings.lease_seconds), worker.c.home_free_bytes.is_not(None))
         .group_by(worker.c.host)
     )
     free: dict[str, int] = {row[0]: row[1] for row in connection.execute(told)}

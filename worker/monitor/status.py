@@ -15,11 +15,10 @@ from sqlalchemy import make_url
 from schema import queries
 from schema.database import Database
 from worker import __version__
+from worker.queue.leases import SILENT_LEASES
 from worker.queue.roots import films_left
 from worker.settings import Settings
 
-#: A worker that gave no sign of life for so many leases is taken for gone.
-SILENT_LEASES = 2.0
 _STATES = ("ready", "leased", "delayed", "done", "ineligible", "failed", "cancelled")
 _GIB = 1 << 30
 

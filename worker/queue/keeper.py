@@ -44,7 +44,7 @@ class LeaseKeeper:
         *,
         lease_seconds: float,
         watchdog: Watchdog,
-        home_free_bytes: Callable[[], int | None] = lambda: None,
+        home_free_bytes: Callable[[], int | None],
     ) -> None:
         self._home_free_bytes = home_free_bytes
         self._database = database

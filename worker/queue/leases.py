@@ -11,7 +11,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, exists, insert, literal_column, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    delete,
+    exists,
+    insert,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
 from schema.database import Database
 from schema.tables import SHADOW_PRIORITY, JobState, attempt, job, lease, worker
@@ -60,6 +72,15 @@ def heartbeat(database: Database, lease_id: str, seconds: float) -> bool:
             update(lease).where(lease.c.id == lease_id).values(expires_at=database_now(seconds))
         )
         return renewed.rowcount == 1
+
+
+#: A worker that gave no sign of life for so many leases is taken for gone.
+SILENT_LEASES = 2.0
+
+
+def is_alive(lease_seconds: float) -> ColumnElement[bool]:
+    """Of a row of ``worker``: whether it runs and gave a sign of life lately."""
+    return and_(worker.c.stopped_at.is_(None), worker.c.seen_at >= database_now(-SILENT_LEASES * lease_seconds))
 
 
 def seen(database: Database, worker_id: int, boot_id: str, *, home_free_bytes: int | None = None) -> bool:

@@ -19,8 +19,8 @@ from sqlalchemy import func, select
 
 from schema.database import Database
 from schema.tables import worker
-from schema.types import database_now
 from worker.queue.app import QUEUE, make_app
+from worker.queue.leases import is_alive
 from worker.queue.loop import IN_FLIGHT
 from worker.queue.tasks import BATCH, register
 from worker.settings import Settings
@@ -32,8 +32,6 @@ Announce = Callable[[int], object]
 
 #: Tickets for each batch that the workers can have in flight.
 TICKETS_PER_SLOT = 2
-#: A worker that gave no sign of life for so many leases is taken for gone.
-_SILENT_LEASES = 2.0
 #: A broker that did not answer is left alone for so long.
 _REST_SECONDS = 5.0
 #: How long a command waits at its end for its last tickets.
@@ -142,9 +140,7 @@ def announcing(settings: Settings, database: Database) -> Iterator[Announce]:
 
 
 def _slots(database: Database, settings: Settings) -> int:
-    alive = select(func.count()).where(
-        worker.c.stopped_at.is_(None), worker.c.seen_at >= database_now(-_SILENT_LEASES * settings.lease_seconds)
-    )
+    alive = select(func.count()).select_from(worker).where(is_alive(settings.lease_seconds))
     with database.read() as connection:
-        workers = int(connection.scalar(alive.select_from(worker)) or 0)
+        workers = int(connection.scalar(alive) or 0)
     return max(1, workers) * IN_FLIGHT

@@ -14,7 +14,8 @@ from schema.database import Database
 from schema.tables import PRIORITY, JobKind, JobState, Lane, arrival, instance, job
 from schema.types import database_now
 from worker.errors import CODES, advice, sentence
-from worker.monitor.status import SILENT_LEASES, free_bytes
+from worker.monitor.status import free_bytes
+from worker.queue.leases import SILENT_LEASES
 from worker.results.film_card import KEY_DIGITS
 from worker.settings import Settings
 
